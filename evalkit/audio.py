@@ -1,0 +1,359 @@
+"""The audio core: `Clip`, reading, writing, resampling, the channel rule and loudness.
+
+Conventions used everywhere in evalkit:
+
+* samples are float32 ``[channels, samples]``, full scale is +-1.0 (values beyond are kept, never clipped);
+* the channel rule is ``mean``: a clip is mixed down by the mean of its channels, unless a task says ``keep``;
+* resampling is soxr at quality ``HQ``; ``n`` samples at ``a`` Hz become exactly ``round(n * b / a)`` at ``b`` Hz.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import stat
+import struct
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from evalkit.errors import AudioError, NotApplicable
+
+T = TypeVar("T")
+
+MIN_SECONDS = 0.05
+"""Shorter recordings are refused when read: no codec frame and no spectral measure fits in them."""
+
+MAX_CHANNELS = 64
+SAMPLE_RATES = (1_000, 768_000)
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A piece of audio that is known to be well formed.
+
+    Args:
+        samples: float ``[channels, samples]`` (or ``[samples]``), full scale +-1; stored as float32.
+        sample_rate: in Hz.
+        id: name within its data set.
+        cluster: the recording, speaker or track it was cut from; clips of one cluster are not independent.
+
+    Raises:
+        AudioError: integer, complex, empty or non-finite samples, wrong dimensions, absurd sample rate.
+    """
+
+    samples: np.ndarray
+    sample_rate: int
+    id: str = ""
+    cluster: str = ""
+    _memo: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        x = np.asarray(self.samples)
+        if not np.issubdtype(x.dtype, np.floating):
+            raise AudioError(f"samples are {x.dtype}, not float: divide integer PCM by its full scale to get +-1")
+        if x.ndim == 1:
+            x = x[None, :]
+        if x.ndim != 2:
+            raise AudioError(f"samples have shape {x.shape}, expected [channels, samples]")
+        if x.shape[0] < 1 or x.shape[1] < 1:
+            raise AudioError(f"empty audio: shape {x.shape}")
+        if not SAMPLE_RATES[0] <= self.sample_rate <= SAMPLE_RATES[1]:
+            raise AudioError(f"sample rate {self.sample_rate} Hz is outside {SAMPLE_RATES[0]}..{SAMPLE_RATES[1]} Hz")
+        x = np.ascontiguousarray(x, dtype=np.float32)
+        bad = x.size - int(np.isfinite(x).sum())
+        if bad:
+            raise AudioError(f"{bad} of {x.size} samples are NaN or infinite")
+        object.__setattr__(self, "samples", x)
+        object.__setattr__(self, "sample_rate", int(self.sample_rate))
+
+    @property
+    def channels(self) -> int:
+        return self.samples.shape[0]
+
+    @property
+    def length(self) -> int:
+        """Samples per channel."""
+        return self.samples.shape[1]
+
+    @property
+    def seconds(self) -> float:
+        return self.length / self.sample_rate
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 over rate, shape and sample bytes: equal audio has an equal hash, whatever its name."""
+
+        def compute() -> str:
+            h = hashlib.sha256(f"clip-1:{self.sample_rate}:{self.samples.shape}".encode())
+            h.update(self.samples.astype("<f4", copy=False).tobytes())
+            return h.hexdigest()
+
+        return self.memo("content_hash", compute)
+
+    def memo(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Return ``compute()``, computed once per clip: metrics share spectrograms and alignments this way."""
+        if key not in self._memo:
+            self._memo[key] = compute()
+        return self._memo[key]
+
+    def with_samples(self, samples: np.ndarray, sample_rate: int | None = None) -> Clip:
+        """The same id and cluster with other audio."""
+        return Clip(samples, sample_rate or self.sample_rate, self.id, self.cluster)
+
+
+def mono(clip: Clip) -> Clip:
+    """The channel rule: the mean of all channels, ``[1, samples]``."""
+    if clip.channels == 1:
+        return clip
+    return clip.with_samples(clip.samples.mean(axis=0, dtype=np.float64)[None, :])
+
+
+def resampled_length(length: int, from_rate: int, to_rate: int) -> int:
+    """Samples that ``length`` samples become: ``round(length * to / from)``, at least 1."""
+    return max(1, (2 * length * to_rate + from_rate) // (2 * from_rate))
+
+
+def resample(clip: Clip, sample_rate: int) -> Clip:
+    """Resample by soxr (HQ) to ``sample_rate`` Hz with exactly `resampled_length` samples."""
+    if sample_rate == clip.sample_rate:
+        return clip
+    import soxr
+
+    y = soxr.resample(np.ascontiguousarray(clip.samples.T), clip.sample_rate, sample_rate, quality="HQ").T
+    return clip.with_samples(fit_length(y, resampled_length(clip.length, clip.sample_rate, sample_rate)), sample_rate)
+
+
+def fit_length(samples: np.ndarray, length: int) -> np.ndarray:
+    """Cut or zero-pad ``[channels, samples]`` at the end to ``length`` samples."""
+    if samples.shape[1] >= length:
+        return samples[:, :length]
+    return np.pad(samples, ((0, 0), (0, length - samples.shape[1])))
+
+
+def loudness(clip: Clip) -> float:
+    """Integrated loudness in LUFS (ITU-R BS.1770-4, by pyloudnorm).
+
+    Raises:
+        NotApplicable: shorter than one 0.4 s block, more than 5 channels, or silent (no block above the gate).
+    """
+    if clip.seconds <= 0.4:
+        raise NotApplicable("loudness needs more than 0.4 s")
+    if clip.channels > 5:
+        raise NotApplicable("loudness is defined for 1 to 5 channels")
+    import pyloudnorm
+
+    value = float(pyloudnorm.Meter(clip.sample_rate).integrated_loudness(clip.samples.T.astype(np.float64)))
+    if not np.isfinite(value):
+        raise NotApplicable("silent: no block above the absolute gate of -70 LUFS")
+    return value
+
+
+def at_loudness(clip: Clip, lufs: float) -> Clip:
+    """The clip scaled to an integrated loudness of ``lufs``; raises NotApplicable where `loudness` does."""
+    return clip.with_samples(clip.samples * 10 ** ((lufs - loudness(clip)) / 20))
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_clip(
+    path: str | os.PathLike[str],
+    *,
+    start: float = 0.0,
+    seconds: float | None = None,
+    id: str | None = None,
+    cluster: str = "",
+) -> Clip:
+    """Read an audio file (soundfile first, PyAV for what it cannot open).
+
+    Args:
+        path: wav, flac, ogg, opus, mp3 and whatever else FFmpeg knows.
+        start, seconds: read only this excerpt; it must lie within the file (one sample of rounding allowed).
+
+    Raises:
+        AudioError: absent, a directory, no permission, empty, not audio, truncated, absurd header, non-finite
+            samples, shorter than `MIN_SECONDS`. The message starts with the path.
+    """
+    path = Path(path)
+    try:
+        _check_file(path)
+        samples, rate = _decode(path, start, seconds)
+        clip = Clip(samples, rate, path.name if id is None else id, cluster)
+        if clip.seconds < MIN_SECONDS:
+            raise AudioError(f"too short: {clip.length} samples at {rate} Hz, at least {MIN_SECONDS} s is needed")
+        return clip
+    except AudioError as error:
+        raise AudioError(f"{str(path)!r}: {error}") from error
+
+
+def _check_file(path: Path) -> None:
+    try:
+        info = path.stat()
+    except OSError as error:
+        raise AudioError(f"cannot be opened ({error.strerror})") from error
+    if stat.S_ISDIR(info.st_mode):
+        raise AudioError("is a directory, not an audio file")
+    if not stat.S_ISREG(info.st_mode):
+        raise AudioError("is not a regular file")
+    if info.st_size == 0:
+        raise AudioError("is empty (0 bytes)")
+    try:
+        with path.open("rb") as f:
+            head = f.read(12)
+            if head[:4] == b"OggS":
+                _check_ogg_end(f, info.st_size)
+            elif head[:4] == b"RIFF" and head[8:12] == b"WAVE":
+                _check_wav_size(f, info.st_size)
+    except OSError as error:
+        raise AudioError(f"cannot be read ({error.strerror})") from error
+
+
+def _check_ogg_end(f: Any, size: int) -> None:
+    """A complete Ogg stream ends with a whole page that carries the end-of-stream flag (RFC 3533)."""
+    tail_size = min(size, 70_000)  # a page is at most 65,307 bytes
+    f.seek(size - tail_size)
+    tail = f.read()
+    at = tail.rfind(b"OggS")
+    while at >= 0:
+        if at + 27 <= len(tail) and tail[at + 4] == 0:
+            segments = tail[at + 26]
+            lacing = tail[at + 27 : at + 27 + segments]
+            if len(lacing) < segments or at + 27 + segments + sum(lacing) > len(tail):
+                raise AudioError("truncated: the last Ogg page is cut off")
+            if not tail[at + 5] & 4:
+                raise AudioError("truncated: the last Ogg page lacks the end-of-stream flag")
+            return
+        at = tail.rfind(b"OggS", 0, at)
+    raise AudioError("truncated or damaged: no Ogg page found at the end")
+
+
+def _check_wav_size(f: Any, size: int) -> None:
+    """Compare the data chunk's promise with the bytes there are (0 and 0xFFFFFFFF mean 'until the end')."""
+    at = 12
+    while at + 8 <= size:
+        f.seek(at)
+        name, length = struct.unpack("<4sI", f.read(8))
+        if name == b"data":
+            there = size - at - 8
+            if there == 0:
+                raise AudioError(f"no audio data: the header promises {length:,} bytes, the file holds 0")
+            if length not in (0, 0xFFFFFFFF) and length > there + 1:
+                raise AudioError(f"truncated: the header promises {length:,} bytes of audio, the file holds {there:,}")
+            return
+        at += 8 + length + length % 2
+    raise AudioError("damaged wav: no data chunk")
+
+
+def _decode(path: Path, start: float, seconds: float | None) -> tuple[np.ndarray, int]:
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(str(path)) as f:
+            rate, frames = f.samplerate, f.frames
+            _check_header(rate, f.channels)
+            first, count = _excerpt(frames, rate, start, seconds)
+            f.seek(first)
+            x = f.read(count, dtype="float32", always_2d=True)
+            if len(x) < count:
+                raise AudioError(f"truncated: {len(x):,} of {count:,} samples could be decoded")
+            return x.T, rate
+    except soundfile.LibsndfileError as error:
+        return _decode_av(path, start, seconds, first_error=str(error.error_string))
+    except MemoryError as error:
+        raise AudioError("absurd header: it promises more audio than fits in memory") from error
+
+
+def _decode_av(path: Path, start: float, seconds: float | None, first_error: str) -> tuple[np.ndarray, int]:
+    import av
+
+    parts = []
+    try:
+        with av.open(str(path), metadata_errors="replace") as container:
+            if not container.streams.audio:
+                raise AudioError(f"not audio ({first_error.rstrip('.')}; FFmpeg finds no audio stream)")
+            stream = container.streams.audio[0]
+            rate = int(stream.rate or 0)
+            channels = stream.codec_context.channels
+            _check_header(rate, channels)
+            to_float = av.AudioResampler(format="fltp", layout=stream.codec_context.layout, rate=rate)
+            for frame in container.decode(stream):
+                parts += [f.to_ndarray() for f in to_float.resample(frame)]
+            parts += [f.to_ndarray() for f in to_float.resample(None)]
+    except (av.FFmpegError, ValueError) as error:
+        raise AudioError(f"not readable as audio ({first_error.rstrip('.')}; FFmpeg: {error})") from error
+    if not parts:
+        raise AudioError("no audio data")
+    x = np.concatenate(parts, axis=1)
+    first, count = _excerpt(x.shape[1], rate, start, seconds)
+    return x[:, first : first + count], rate
+
+
+def _check_header(rate: int, channels: int) -> None:
+    if not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
+        raise AudioError(f"absurd header: sample rate {rate} Hz")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise AudioError(f"absurd header: {channels} channels")
+
+
+def _excerpt(frames: int, rate: int, start: float, seconds: float | None) -> tuple[int, int]:
+    if frames <= 0:
+        raise AudioError("no audio data")
+    first = round(start * rate)
+    if not 0 <= first < frames:
+        raise AudioError(f"excerpt starts at {start} s but the file ends at {frames / rate:.3f} s")
+    count = frames - first if seconds is None else round(seconds * rate)
+    if first + count > frames + 1:
+        raise AudioError(f"excerpt {start}..{start + count / rate:.3f} s reaches beyond the end at {frames / rate:.3f} s")
+    return first, min(count, frames - first)
+
+
+def write_clip(clip: Clip, path: str | os.PathLike[str]) -> None:
+    """Write float32 wav (exact) or, by suffix, any format of soundfile (flac and ogg quantise)."""
+    import soundfile
+
+    subtype = "FLOAT" if str(path).lower().endswith(".wav") else None
+    soundfile.write(str(path), clip.samples.T, clip.sample_rate, subtype=subtype)
+
+
+# -- preparation ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """What a task does to every clip before any system sees it. Part of the run's identity.
+
+    Attributes:
+        sample_rate: resample to this rate in Hz; None keeps each clip's own.
+        channels: "mean" (the channel rule) or "keep".
+        seconds: cut or zero-pad at the end to this length; None keeps each clip's own.
+    """
+
+    sample_rate: int | None = None
+    channels: str = "mean"
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.channels not in ("mean", "keep"):
+            raise AudioError(f"channels={self.channels!r}: the channel rule is 'mean' or 'keep'")
+
+    def __call__(self, clip: Clip) -> Clip:
+        if self.channels == "mean":
+            clip = mono(clip)
+        if self.sample_rate:
+            clip = resample(clip, self.sample_rate)
+        if self.seconds:
+            clip = clip.with_samples(fit_length(clip.samples, round(self.seconds * clip.sample_rate)))
+        return clip
+
+    def describe(self) -> str:
+        rate = f"{self.sample_rate} Hz" if self.sample_rate else "native rate"
+        length = f"cut or zero-padded to {self.seconds:g} s" if self.seconds else "whole length"
+        return f"{'mean of channels' if self.channels == 'mean' else 'channels kept'}, {rate}, {length}"
+
+    def identity(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"resampler": "soxr-HQ"}

@@ -1,0 +1,328 @@
+"""The command line. Every command is a thin wrapper of a documented Python call; every option is also an environment
+variable (``EVALKIT_RUN_JOBS`` for ``evalkit run --jobs``; ``EVALKIT_DATA`` for the data root)."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from evalkit import __version__
+from evalkit.errors import EvalkitError, UsageError
+from evalkit.spec import split_specs
+
+if TYPE_CHECKING:
+    from evalkit.plan import Request
+
+DATA_ROOT = click.option("--data-root", metavar="DIR", envvar="EVALKIT_DATA", default=None,
+                         help="Folder of data sets (default: $EVALKIT_DATA).")
+JOBS = click.option("--jobs", "-j", type=click.IntRange(0), default=1, show_default=True,
+                    help="Worker processes; 0 works in this process, without isolation from crashes and hangs.")
+TIMEOUT = click.option("--timeout", type=float, default=300.0, show_default=True,
+                       help="Seconds a clip may take in one system or metric.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of a table.")
+
+
+class _Lists(click.ParamType):
+    """Comma-separated specs; the option may be repeated."""
+
+    name = "spec,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> list[str]:
+        return value if isinstance(value, list) else split_specs(value)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "EVALKIT"})
+@click.version_option(__version__, prog_name="evalkit")
+def cli() -> None:
+    """Evaluate ultra-low-bitrate audio tokenizers, and LLMs that read and write their tokens."""
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 all scored, 1 usage, 2 some samples failed, 3 a system or task failed whole."""
+    import warnings
+
+    warnings.showwarning = _warn
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = 1
+    except EvalkitError as error:
+        from evalkit.text import printable
+
+        print(f"evalkit: {printable(str(error))}", file=sys.stderr)
+        code = 1
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        code = 0
+    except KeyboardInterrupt:
+        print("evalkit: interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _warn(message: Any, category: Any, *_: Any, **__: Any) -> None:
+    from evalkit.registry import PluginWarning
+    from evalkit.text import printable
+
+    if issubclass(category, PluginWarning):
+        print(f"evalkit: warning: {printable(str(message))}", file=sys.stderr)
+
+
+def _joined(values: Any) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(v for group in values for v in group))
+
+
+def _request_options(command: Any) -> Any:
+    for option in reversed([
+        click.option("--task", "-t", "tasks", type=_Lists(), multiple=True, required=True,
+                     help="Task names, or data set names that stand for all their tasks."),
+        click.option("--system", "-s", "systems", type=_Lists(), multiple=True, required=True,
+                     help="System specs, such as identity,opus:6,files:DIR@kbps=1.5,mine.py:MyCodec."),
+        DATA_ROOT,
+        click.option("--limit", type=click.IntRange(1), default=None,
+                     help="At most so many clips a task, evenly spaced in id order."),
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of every random draw."),
+        click.option("--metric", "metrics", type=_Lists(), multiple=True,
+                     help="Further metrics beside each task's own (names or mine.py:function)."),
+        click.option("--baseline", default=None, help="System that paired differences are taken against."),
+        click.option("--keep-audio", is_flag=True, help="Keep the decoded audio in the run directory."),
+    ]):
+        command = option(command)
+    return command
+
+
+def _request(options: dict[str, Any]) -> Request:
+    from evalkit.plan import Request
+
+    lists = {k: _joined(options[k]) for k in ("tasks", "systems", "metrics")}
+    return Request(**{**options, **lists})
+
+
+@cli.command()
+@_request_options
+@click.option("--out", "-o", type=click.Path(file_okay=False, path_type=Path), default=None,
+              help="Run directory (default: runs/<tasks>-<hash of the request>).")
+@JOBS
+@TIMEOUT
+@click.option("--retry-failed", is_flag=True, help="Try again what failed before.")
+@click.option("--dry-run", is_flag=True, help="Print clips x systems x metrics, what is cached, and a forecast.")
+@JSON
+def run(out: Path | None, jobs: int, timeout: float, retry_failed: bool, dry_run: bool, as_json: bool,
+        **options: Any) -> None:
+    """Run systems on tasks, and print and write the comparison tables.
+
+    Issuing the same command again finishes what is unfinished and computes nothing twice.
+    """
+    from evalkit import progress
+    from evalkit.run import run as run_it
+
+    request = _request(options)
+    if dry_run:
+        _dry_run(request, out, as_json)
+        return
+    shown = progress.make()
+    outcome = run_it(request, out=out, jobs=jobs, timeout=timeout, retry_failed=retry_failed, progress=shown)
+    _finish(outcome, request.baseline, as_json)
+
+
+@cli.command()
+@click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--metric", "metrics", type=_Lists(), multiple=True, help="Further metrics (names or mine.py:function).")
+@JOBS
+@TIMEOUT
+@JSON
+def score(directory: Path, metrics: Any, jobs: int, timeout: float, as_json: bool) -> None:
+    """Score the kept predictions of a run again: new or changed metrics, nothing predicted anew."""
+    from evalkit import progress
+    from evalkit.run import rescore
+
+    outcome = rescore(directory, metrics=_joined(metrics), jobs=jobs, timeout=timeout, progress=progress.make())
+    _finish(outcome, None, as_json)
+
+
+def _finish(outcome: Any, baseline: str | None, as_json: bool) -> None:
+    from evalkit.report import write_report
+
+    report = write_report(outcome, baseline)
+    if as_json:
+        print(json.dumps({"run": str(outcome.directory), "exit_code": outcome.exit_code, "errors": outcome.errors,
+                          "files": [str(p) for p in report.files], "rows": report.rows}, indent=1))
+    else:
+        from evalkit.terminal import console, show_table
+        from evalkit.text import printable
+
+        out = console()
+        for table in report.tables:
+            show_table(table, out)
+        for error in outcome.errors:
+            out.print(f"failed whole: {printable(error)}", markup=False, highlight=False, style="red", soft_wrap=True)
+        if outcome.interrupted:
+            out.print("interrupted: issue the same command to finish", style="yellow")
+        for path in report.files:
+            if path.suffix == ".md":
+                out.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(outcome.exit_code)
+
+
+def _dry_run(request: Request, out: Path | None, as_json: bool) -> None:
+    from evalkit.forecast import forecast
+    from evalkit.terminal import show_columns
+
+    plan = forecast(request, out)
+    if as_json:
+        print(json.dumps(plan.as_json(), indent=1))
+    else:
+        show_columns(f"{plan.directory}", ("task", "system", "clips", "metrics", "cached", "to do", "forecast"), plan.lines())
+        print(plan.summary())
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, metavar="RUNS...", type=click.Path(path_type=Path))
+@click.option("--out", "-o", type=click.Path(file_okay=False, path_type=Path), default=Path("leaderboards"),
+              show_default=True, help="Leaderboard folder.")
+@click.option("--check", is_flag=True, help="Write nothing; fail when a file differs from what the records give.")
+def leaderboard(runs: tuple[Path, ...], out: Path, check: bool) -> None:
+    """Add runs to a leaderboard folder and rebuild its markdown, CSV and JSON; without RUNS only rebuild."""
+    from evalkit import leaderboard as board
+
+    if check:
+        stale = board.check(out)
+        for name in stale:
+            print(f"stale: {out / name}")
+        if stale:
+            raise UsageError(f"{len(stale)} files of {out} are stale; `evalkit leaderboard -o {out}` rebuilds them")
+        print(f"{out} is fresh")
+        return
+    for path in board.update(runs, out):
+        print(f"wrote {path}")
+
+
+@cli.command("list")
+@click.argument("kind", type=click.Choice(["tasks", "systems", "metrics", "datasets"]))
+@JSON
+def list_(kind: Any, as_json: bool) -> None:
+    """What there is: tasks, systems, metrics or datasets, plug-ins included."""
+    from evalkit.catalogue import head, rows
+
+    found = rows(kind)
+    if as_json:
+        print(json.dumps([dict(zip(head(kind), r, strict=True)) for r in found], indent=1))
+    else:
+        from evalkit.terminal import show_columns
+
+        show_columns("", head(kind), found)
+
+
+@cli.command()
+@click.argument("name", metavar="METRIC")
+@click.option("--task", "-t", default=None, help="Say whether and how it applies to this task.")
+def explain(name: str, task: str | None) -> None:
+    """What a metric is, where it is defined, and whether it applies to a task."""
+    from evalkit.catalogue import explain_metric
+
+    print(explain_metric(name, task))
+
+
+@cli.command()
+def doctor() -> None:
+    """Test what this installation can really do; exit code 1 when something essential is broken."""
+    from evalkit.doctor import examine
+    from evalkit.terminal import show_columns
+
+    findings = examine()
+    show_columns("", ("", "what", "finding"), [(f.mark, f.name, f.detail) for f in findings])
+    sys.exit(1 if any(f.mark == "FAIL" for f in findings) else 0)
+
+
+@cli.command()
+@click.argument("name", metavar="DATASET")
+@DATA_ROOT
+@click.option("--from", "source", type=click.Path(exists=True, path_type=Path), default=None,
+              help="Take the archives from this folder or file instead of the network.")
+def download(name: str, data_root: str | None, source: Path | None) -> None:
+    """Download a data set into the data root: resumed, checked by checksum, safely unpacked."""
+    from evalkit import registry
+    from evalkit.datasets.download import download as fetch
+
+    if not data_root:
+        raise UsageError("say where to: --data-root DIR or EVALKIT_DATA")
+    info = registry.get("datasets", name)
+    if info.generated:
+        print(f"{name} is generated; there is nothing to download")
+        return
+    with _byte_progress() as tell:
+        print(f"{name} is in {fetch(info, Path(data_root), progress=tell, source=source)}")
+
+
+def _byte_progress() -> Any:
+    from evalkit.progress import bytes_progress
+
+    return bytes_progress()
+
+
+@cli.group()
+def check() -> None:
+    """Conformance checks for plug-ins."""
+
+
+@check.command("system")
+@click.argument("spec")
+@click.option("--domain", type=click.Choice(["speech", "music", "sound"]), default=None,
+              help="Test signal (default: the system's own first domain).")
+def check_system(spec: str, domain: str | None) -> None:
+    """Test that a system keeps the contract of docs/add-a-codec.md; exit code 2 when it does not."""
+    from evalkit.check import check_system as examine
+    from evalkit.terminal import show_columns
+
+    findings = examine(spec, domain=domain) if domain else examine(spec)
+    show_columns(spec, ("", "check", "detail"), [("ok" if f.ok else "FAIL", f.name, f.detail) for f in findings])
+    sys.exit(0 if all(f.ok for f in findings) else 2)
+
+
+@cli.group()
+def cache() -> None:
+    """What is reused, and why."""
+
+
+@cache.command("explain")
+@click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--system", default=None, help="Only systems whose name contains this.")
+@click.option("--clip", default=None, help="Only clips whose id contains this.")
+@JSON
+def cache_explain(directory: Path, system: str | None, clip: str | None, as_json: bool) -> None:
+    """Why issuing a run's command again would reuse or recompute each of its predictions."""
+    from collections import Counter
+
+    from evalkit import execute
+    from evalkit.cache import explain as explain_run
+    from evalkit.plan import make_plan, request_from_json
+    from evalkit.record import RunDirectory
+    from evalkit.terminal import show_columns
+
+    recorded = RunDirectory(directory)
+    request = request_from_json(recorded.read()["request"])
+    workers = execute.make(1)
+    try:
+        found = explain_run(recorded, make_plan(request, workers))
+    finally:
+        workers.close(now=True)
+    found = [e for e in found if (system or "") in e.system and (clip or "") in e.clip]
+    if as_json:
+        print(json.dumps([vars(e) for e in found], indent=1))
+    elif clip:
+        show_columns("", ("task", "system", "clip", "verdict", "why"),
+                     [(e.task, e.system, e.clip, e.verdict, e.why) for e in found])
+    else:
+        tally = Counter((e.task, e.system, e.verdict, e.why if e.verdict != "hit" else "same key") for e in found)
+        show_columns("", ("task", "system", "clips", "verdict", "why"),
+                     [(t, s, str(n), v, w) for (t, s, v, w), n in tally.items()])

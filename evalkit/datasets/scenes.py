@@ -1,0 +1,146 @@
+"""`scenes`: a data set made by code, so that everything runs without a download and with exact ground truth.
+
+Every clip is 24 kHz mono, 3 to 10 s long, holds 1 to 4 events of sixteen classes over a light noise floor, and depends
+on nothing but (version, split, index). See docs/scenes.md.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evalkit.audio import Clip
+from evalkit.datasets import DatasetInfo, Item, Layout
+from evalkit.datasets.scene_sounds import SAMPLE_RATE, SOUNDS, Event, draw_event, render
+from evalkit.datasets.scene_text import captions, questions
+from evalkit.errors import UsageError
+from evalkit.registry import dataset
+
+VERSION = "1"
+"""Raised with every change of a sample or of a label."""
+
+SPLITS = {"train": 2000, "validation": 200, "test": 200}
+
+SECONDS = (3.0, 10.0)
+
+OVERLAP_DB = 8.0
+"""Only neighbours whose levels are this close may overlap, so that no onset is masked."""
+
+_SPLIT_CODES = {"train": 1, "validation": 2, "test": 3}
+_TEXT, _AUDIO = 1, 2
+
+
+def scene(split: str, index: int) -> tuple[float, list[Event]]:
+    """Length in seconds and events in order of onset of clip ``index`` of ``split``, without audio.
+
+    Onsets are at least 0.35 s apart; neighbours of similar level may overlap by up to 40 % of the
+    shorter one, others never do. One
+    clip in five with two or more events has a pitched class twice, once high and once low; otherwise classes differ.
+
+    Raises:
+        UsageError: unknown split or index beyond its end.
+    """
+    _check(split, index)
+    rng = _rng(split, index)
+    many = int(rng.choice([1, 2, 3, 4], p=[0.25, 0.3, 0.25, 0.2]))
+    names = [str(n) for n in rng.permutation(list(SOUNDS))[:many]]
+    pitches: list[Any] = [None] * many
+    if many > 1 and rng.random() < 0.2:
+        i, j = sorted(int(k) for k in rng.choice(many, 2, replace=False))
+        others = names[:i] + names[i + 1 : j] + names[j + 1 :]
+        names[i] = names[j] = str(rng.choice([n for n in SOUNDS if SOUNDS[n].low and n not in others]))
+        pitches[i], pitches[j] = ("high", "low") if rng.random() < 0.5 else ("low", "high")
+    longest = min(4.0, (SECONDS[1] - 0.7 - 0.3 * (many - 1)) / many)
+    drawn = [draw_event(rng, n, longest=longest, pitch=p) for n, p in zip(names, pitches, strict=True)]
+
+    events: list[Event] = []
+    onset = float(rng.uniform(0.15, 0.3))
+    for event in drawn:
+        if events:
+            last = events[-1]
+            gap = float(rng.uniform(0.08, 0.3))
+            if rng.random() < 0.4 and abs(event.loudness_db - last.loudness_db) <= OVERLAP_DB:
+                gap = -float(rng.uniform(0.1, 0.4)) * min(last.duration, event.duration)
+            earlier = max((e.end for e in events[:-1]), default=0.0)
+            onset = max(last.end + gap, last.onset + 0.35, earlier)
+        events.append(replace(event, onset=round(onset, 3)))
+    end = max(e.end for e in events) + float(rng.uniform(0.2, 0.4))
+    seconds = round(min(SECONDS[1], max(end, SECONDS[0]) + float(rng.uniform(0, 1.5))), 3)
+    shift = round(float(rng.uniform(0, max(0.0, seconds - end))), 3)
+    return seconds, [replace(e, onset=round(e.onset + shift, 3)) for e in events]
+
+
+def make_clip(split: str, index: int) -> Clip:
+    """The audio of one clip, ``[1, samples]`` at 24 kHz; the same bytes whenever it is called on one machine."""
+    seconds, events = scene(split, index)
+    name = clip_id(split, index)
+    return Clip(render(events, seconds, _rng(split, index, _AUDIO)), SAMPLE_RATE, name, name)
+
+
+def clip_id(split: str, index: int) -> str:
+    """
+    >>> clip_id("test", 7)
+    'test-0007'
+    """
+    return f"{split}-{index:04d}"
+
+
+def item(split: str, index: int) -> Item:
+    """One clip with its labels ``events``, ``captions``, ``questions`` and ``seconds``; no audio is made."""
+    seconds, events = scene(split, index)
+    rng = _rng(split, index, _TEXT)
+    labels = {
+        "seconds": seconds,
+        "events": [e.label() for e in events],
+        "captions": captions(events, rng),
+        "questions": questions(events, rng),
+    }
+    name = clip_id(split, index)
+    return Item(
+        id=name, cluster=name, labels=labels, split=split,
+        make=functools.partial(make_clip, split, index), make_key=f"scenes-{VERSION}:{split}:{index}",
+    )  # fmt: skip
+
+
+def read_scenes(root: Path | None = None, *, split: str = "test", clips: int = 60) -> Layout:
+    """List the first ``clips`` clips of a split (train 2000, validation 200, test 200); ``root`` is not used.
+
+    Raises:
+        UsageError: unknown split, or a number of clips that it does not have.
+    """
+    _check(split, 0)
+    if not 1 <= clips <= SPLITS[split]:
+        raise UsageError(f"scenes@clips={clips}: the split {split!r} has 1 to {SPLITS[split]} clips")
+    notes = (f"generated by code, version {VERSION}: the first {clips} of {SPLITS[split]} clips of split {split!r}",)
+    return Layout([item(split, i) for i in range(clips)], f"scenes-{VERSION}", clips, notes)
+
+
+def _check(split: str, index: int) -> None:
+    if split not in SPLITS:
+        raise UsageError(f"scenes@split={split}: no such split; known: {', '.join(SPLITS)}")
+    if not 0 <= index < SPLITS[split]:
+        raise UsageError(f"scenes: split {split!r} has clips 0 to {SPLITS[split] - 1}, not {index}")
+
+
+def _rng(split: str, index: int, *stream: int) -> np.random.Generator:
+    """Streams apart from the scene's own are numbered from 1: numpy pads seeds with zeros."""
+    return np.random.default_rng([int(VERSION), _SPLIT_CODES[split], index, *stream])
+
+
+info = dataset(
+    DatasetInfo(
+        name="scenes",
+        version=VERSION,
+        summary="1-4 synthetic sound events of 16 classes a clip, exact labels, five captions, questions; made by code",
+        domain="sound",
+        licence="CC0-1.0 (generated)",
+        citation="evalkit scenes, version 1 (generated by code; docs/scenes.md)",
+        homepage="docs/scenes.md",
+        read=read_scenes,
+        generated=True,
+    )
+)

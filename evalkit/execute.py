@@ -1,0 +1,121 @@
+"""Executors: where units of work run.
+
+An executor has ``submit(function, argument, timeout) -> Future`` and ``close(now)``. A unit that takes its process down
+or runs past its timeout ends in `Crashed` or `TimedOut`; the executor goes on. The two here need nothing but this
+machine; one on an existing engine needs the same two methods and a file system that it shares with the runner.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from evalkit.errors import EvalkitError
+
+
+class Crashed(EvalkitError):
+    """The worker process died."""
+
+
+class TimedOut(EvalkitError):
+    """The unit ran past its timeout and its worker was ended."""
+
+
+class Executor(Protocol):
+    """The contract; see the module's docstring."""
+
+    workers: int
+
+    def submit(self, function: Callable[[Any], Any], argument: Any, timeout: float | None) -> Future[Any]: ...
+
+    def close(self, now: bool = False) -> None: ...
+
+
+class Serial:
+    """Runs each unit at once in this process: simplest to debug, but a crash or a hang takes the run with it."""
+
+    workers = 1
+
+    def submit(self, function: Callable[[Any], Any], argument: Any, timeout: float | None = None) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(argument))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def close(self, now: bool = False) -> None:
+        pass
+
+
+class Pool:
+    """Worker processes (pebble): each unit is isolated, a dead or hung worker is replaced.
+
+    Workers start fresh (spawn), so that neither locks nor threads of the parent are copied.
+    """
+
+    def __init__(self, workers: int = 1) -> None:
+        import multiprocessing
+
+        from pebble import ProcessPool
+
+        self.workers = workers
+        self._pool = ProcessPool(
+            max_workers=workers, context=multiprocessing.get_context("spawn"), initializer=_start_worker
+        )
+
+    def submit(self, function: Callable[[Any], Any], argument: Any, timeout: float | None = None) -> Future[Any]:
+        return _translated(self._pool.schedule(function, args=(argument,), timeout=timeout), timeout)
+
+    def close(self, now: bool = False) -> None:
+        if now:
+            self._pool.stop()
+        else:
+            self._pool.close()
+        self._pool.join()
+
+
+def _start_worker() -> None:
+    # Ctrl-C reaches the whole process group; the parent alone decides what to do with it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _translated(inner: Any, timeout: float | None) -> Future[Any]:
+    """A future that ends in `Crashed` or `TimedOut` instead of pebble's own exceptions."""
+    from pebble import ProcessExpired
+
+    outer: Future[Any] = Future()
+
+    def done(finished: Any) -> None:
+        if finished.cancelled():
+            outer.cancel()
+            outer.set_running_or_notify_cancel()
+            return
+        error = finished.exception()
+        if error is None:
+            outer.set_result(finished.result())
+        elif isinstance(error, ProcessExpired):
+            outer.set_exception(Crashed(_how_it_died(error.exitcode)))
+        elif isinstance(error, TimeoutError):
+            outer.set_exception(TimedOut(f"timed out after {timeout:g} s"))
+        else:
+            outer.set_exception(error)
+
+    inner.add_done_callback(done)
+    return outer
+
+
+def _how_it_died(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        try:
+            return f"crashed the interpreter ({signal.Signals(-exitcode).name})"
+        except ValueError:
+            pass
+    return f"ended the interpreter (exit code {exitcode})"
+
+
+def make(jobs: int) -> Executor:
+    """``jobs`` worker processes, or none at all (`Serial`) for 0."""
+    return Serial() if jobs == 0 else Pool(jobs)

@@ -1,0 +1,105 @@
+"""`--dry-run`: what a request would do, what is there already, and how long the rest would take."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evalkit import execute
+from evalkit.plan import Cell, Plan, Request, make_plan
+from evalkit.record import RunDirectory
+from evalkit.run import default_directory
+from evalkit.work import PredictUnit, ScoreUnit, load_metric, metric_id, predict, score
+
+PROBE_TIMEOUT = 60.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """One cell of the plan. ``seconds`` is the forecast on one worker, from one clip that was probed; None: see why."""
+
+    task: str
+    system: str
+    clips: int
+    metrics: int
+    cached: int
+    todo: int
+    seconds: float | None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    directory: Path
+    cells: tuple[Line, ...]
+    errors: tuple[str, ...]
+
+    def lines(self) -> list[tuple[str, ...]]:
+        return [(c.task, c.system, f"{c.clips:,}", str(c.metrics), f"{c.cached:,}", f"{c.todo:,}",
+                 c.why or ("-" if c.seconds is None else f"{c.seconds:.0f} s")) for c in self.cells]
+
+    def summary(self) -> str:
+        known = [c.seconds for c in self.cells if c.seconds is not None]
+        parts = [f"{sum(c.todo for c in self.cells):,} of {sum(c.clips for c in self.cells):,} results to compute, about "
+                 f"{sum(known):.0f} s on one worker (each system probed on one clip)"]
+        parts += [f"failed whole: {e}" for e in self.errors]
+        return "\n".join(parts)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"directory": str(self.directory), "cells": [vars(c) for c in self.cells], "errors": list(self.errors)}
+
+
+def forecast(request: Request, out: str | Path | None = None) -> Forecast:
+    """Plan a request and probe one pending clip a system; nothing is written to the run directory."""
+    directory = Path(out) if out else default_directory(request)
+    workers = execute.Pool(1)
+    try:
+        plan = make_plan(request, workers)
+        with tempfile.TemporaryDirectory() as scratch:
+            cells = tuple(_line(c, RunDirectory(directory), workers, scratch) for c in plan.cells)
+    finally:
+        workers.close(now=True)
+    return Forecast(directory, cells, tuple(_errors(plan)))
+
+
+def _errors(plan: Plan) -> list[str]:
+    return [f"{t.name}: {t.error}" for t in plan.tasks if t.error] + [
+        f"{s['name']}: {s['error']}" for s in plan.systems if "error" in s]
+
+
+def _line(cell: Cell, directory: RunDirectory, workers: execute.Executor, scratch: str) -> Line:
+    n, m = len(cell.task.items), len(cell.task.metrics)
+    name = cell.system["name"]
+    if cell.error or cell.not_applicable:
+        return Line(cell.task.name, name, n, m, 0, 0, None, cell.error or f"n/a: {cell.not_applicable}")
+    done = directory.predictions()
+    scores = directory.scores()
+    wanted = {metric_id(load_metric(s)) for s in cell.task.metrics}
+    todo = [i for i, k in enumerate(cell.keys) if k not in done or (done[k]["status"] == "ok"
+                                                                  and wanted - scores.get(k, {}).keys())]
+    if not todo:
+        return Line(cell.task.name, name, n, m, n, 0, 0.0)
+    seconds, why = _probe(cell, todo[len(todo) // 2], workers, scratch)
+    return Line(cell.task.name, name, n, m, n - len(todo), len(todo), None if seconds is None else seconds * len(todo), why)
+
+
+def _probe(cell: Cell, i: int, workers: execute.Executor, scratch: str) -> tuple[float | None, str]:
+    """Seconds for one clip, the second time round: the first loads the system."""
+    assert cell.task.task is not None
+    prepare, item, key = cell.task.task.prepare, cell.task.items[i], cell.keys[i]
+    unit = PredictUnit(scratch, cell.system["spec"], (item,), (key,), prepare, cell.seed)
+    try:
+        started = 0.0
+        for _ in range(2):
+            started = time.perf_counter()
+            record = workers.submit(predict, unit, PROBE_TIMEOUT).result()[0]
+            if record["status"] != "ok":
+                return None, f"{record['status']}: {record['reason']}"
+            workers.submit(score, ScoreUnit(scratch, cell.system["spec"], item, key, prepare, cell.seed, cell.task.domain,
+                                            record, cell.task.metrics), PROBE_TIMEOUT).result()
+        return time.perf_counter() - started, ""
+    except (execute.Crashed, execute.TimedOut) as error:
+        return None, f"probe {error}"

@@ -1,0 +1,243 @@
+"""From a request to a plan: which clips, which systems, which metrics, and the identity of everything."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evalkit import registry
+from evalkit.audio import Prepare, read_clip
+from evalkit.datasets import Item
+from evalkit.datasets.load import load_dataset
+from evalkit.datasets.manifest import manifest
+from evalkit.errors import EvalkitError, UsageError
+from evalkit.execute import Executor
+from evalkit.identity import digest, source_hash
+from evalkit.registry import Task
+from evalkit.spec import Spec, parse_spec
+from evalkit.work import describe, load_metric, metric_id, reason
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for. Everything that decides a result is in here or in the files it names.
+
+    Attributes:
+        tasks: task names, or data set names that stand for all their tasks.
+        systems: system specs.
+        data_root: folder of data sets; None uses EVALKIT_DATA.
+        limit: at most so many clips a task, evenly spaced in id order; None for all.
+        seed: of every random draw.
+        metrics: extra metrics (names or ``path.py:function``) beside each task's own.
+        baseline: spec of the system that paired differences are taken against; None for the first codec.
+        keep_audio: keep decoded audio in the run.
+    """
+
+    tasks: tuple[str, ...]
+    systems: tuple[str, ...]
+    data_root: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    metrics: tuple[str, ...] = ()
+    baseline: str | None = None
+    keep_audio: bool = False
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """A task with its clips, or the reason why it cannot run."""
+
+    name: str
+    task: Task | None = None
+    items: tuple[Item, ...] = ()
+    sources: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    """Metric names (or ``path.py:function``), the headline first."""
+    domain: str = ""
+    identity: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+    @property
+    def version(self) -> str:
+        """Hash over task, metrics, data and preparation: rows of different versions never mix."""
+        return digest(self.identity)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One system on one task: a row of a table."""
+
+    task: TaskPlan
+    system: dict[str, Any]
+    seed: int
+    keys: tuple[str, ...]
+    """Content key of each clip's prediction."""
+    parts: dict[str, str]
+    """What the keys are made of, beside each clip's source."""
+    identity: dict[str, Any]
+    not_applicable: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    tasks: tuple[TaskPlan, ...]
+    systems: tuple[dict[str, Any], ...]
+    cells: tuple[Cell, ...]
+
+
+def make_plan(request: Request, executor: Executor, *, timeout: float | None = 600.0) -> Plan:
+    """Resolve everything. A task or a system that cannot be had is in the plan with its reason.
+
+    Raises:
+        UsageError: an unknown task or system name, a malformed spec: the request itself is wrong.
+    """
+    tasks = tuple(plan_task(task, request) for task in expand_tasks(request.tasks))
+    systems = resolve_systems(request.systems, executor, timeout)
+    cells = tuple(make_cell(t, s, request) for t in tasks if not t.error for s in systems)
+    return Plan(tasks, systems, cells)
+
+
+def expand_tasks(specs: Sequence[str]) -> list[Task]:
+    """Tasks in order; a data set name stands for all its tasks.
+
+    An argument or options go to the data set: ``folder:DIR``, ``scenes@split=validation``,
+    ``esc50-reconstruction@subset=esc10``; they become part of the task's name.
+
+    Raises:
+        UsageError: neither a task nor a data set with tasks.
+    """
+    if not specs:
+        raise UsageError("no task given; `evalkit list tasks` shows what there is")
+    known = registry.names("tasks")
+    out: dict[str, Task] = {}
+    for text in specs:
+        spec = parse_spec(text)
+        found = [spec.name] if spec.name in known else [t for t in known if spec.name == t.rpartition("-")[0]]
+        if not found:
+            registry.get("tasks", spec.name)  # raises, with near names
+        for name in found:
+            task: Task = registry.get("tasks", name)
+            if spec.argument is not None or spec.options:
+                data = parse_spec(task.dataset)
+                argument = data.argument if spec.argument is None else spec.argument
+                options = tuple((dict(data.options) | dict(spec.options)).items())
+                task = dataclasses.replace(task, name=str(Spec(name, spec.argument, spec.options)),
+                                           dataset=str(Spec(data.name, argument, options)))
+            out.setdefault(task.name, task)
+    return list(out.values())
+
+
+def plan_task(task: Task, request: Request) -> TaskPlan:
+    """Find a task's data and select its clips; what goes wrong is in ``error``."""
+    try:
+        metrics = tuple(dict.fromkeys((*task.metrics, *request.metrics)))
+        infos = [load_metric(m) for m in metrics]
+        root = Path(request.data_root) if request.data_root else None
+        data = load_dataset(task.dataset, root)
+        items = select(data.layout.items, request.limit)
+        if not items:
+            raise EvalkitError(f"{data.info.name}: no clips in {data.root}")
+        content = manifest(items)
+        sources = [content.sources[i.id] if i.make is None else digest([content.sources[i.id], source_hash(i.make)])
+                   for i in items]
+    except UsageError:
+        raise
+    except Exception as error:
+        return TaskPlan(task.name, task, error=reason(error))
+    present, expected = len(data.layout.items), data.layout.expected
+    identity = {
+        "task": {"name": task.name, "version": task.version, "capability": task.capability},
+        "metrics": {i.name: metric_id(i) for i in infos},
+        "dataset": {"name": data.name, "version": data.info.version, "layout": data.layout.name,
+                    "present": present, "expected": expected},
+        "selection": {"limit": request.limit, "clips": len(items),
+                      "content": digest([[i.id, s] for i, s in zip(items, sources, strict=True)])},
+        "prepare": task.prepare.identity(),
+        "reader": reader_hash(),
+    }
+    about = {
+        "summary": task.summary, "dataset": data.info.name, "dataset_summary": data.info.summary,
+        "domain": data.info.domain, "licence": data.info.licence, "citation": data.info.citation,
+        "notes": list(data.layout.notes), "prepare": task.prepare.describe(), "generated": data.info.generated,
+        "headline": list(task.headline or task.metrics[:3]),
+    }
+    return TaskPlan(task.name, task, tuple(items), tuple(sources), metrics, data.info.domain, identity,
+                    about)
+
+
+def select(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """At most ``limit`` items, evenly spaced in order (so that classes and speakers stay represented)."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    return [items[i * len(items) // limit] for i in range(limit)]
+
+
+def reader_hash() -> str:
+    """Hash of the code that turns a file into a prepared clip."""
+    return digest([source_hash(read_clip), source_hash(Prepare)])
+
+
+def resolve_systems(specs: Sequence[str], executor: Executor, timeout: float | None) -> tuple[dict[str, Any], ...]:
+    """Describe each system in a worker (its import may crash); one row a full name.
+
+    Raises:
+        UsageError: no system, an unknown name, a malformed spec.
+    """
+    if not specs:
+        raise UsageError("no system given; `evalkit list systems` shows what there is")
+    for spec in specs:
+        name = parse_spec(spec).name
+        if not name.rpartition(":")[0].endswith(".py"):
+            registry.get("systems", name)
+    futures = [(spec, executor.submit(describe, spec, timeout)) for spec in specs]
+    out: dict[str, dict[str, Any]] = {}
+    for spec, future in futures:
+        try:
+            described = future.result()
+        except Exception as error:
+            described = {"spec": spec, "error": reason(error)}
+        described.setdefault("name", spec)
+        out.setdefault(described["name"], described)
+    return tuple(out.values())
+
+
+def make_cell(task: TaskPlan, system: dict[str, Any], request: Request) -> Cell:
+    assert task.task is not None
+    if "error" in system:
+        return Cell(task, system, request.seed, (), {}, {}, error=system["error"])
+    parts = {
+        "prepare": digest(task.identity["prepare"]),
+        "reader": task.identity["reader"],
+        "capability": task.task.capability,
+        "system": system["digest"],
+        "seed": str(request.seed) if system["stochastic"] else "-",
+    }
+    keys = tuple(digest({**parts, "clip": [i.id, s]}) for i, s in zip(task.items, task.sources, strict=True))
+    identity = {**task.identity, "system": system["fingerprint"], "seed": request.seed}
+    return Cell(task, system, request.seed, keys, parts, identity,
+                not_applicable=_why_not(task, system, task.task.capability))
+
+
+def _why_not(task: TaskPlan, system: dict[str, Any], capability: str) -> str:
+    has = set(system["capabilities"])
+    able = {"encode", "decode"} <= has or "reconstruct" in has if capability == "reconstruct" else capability in has
+    if not able:
+        return f"{system['name']} cannot {capability} (it can: {', '.join(sorted(has)) or 'nothing'})"
+    if system["domains"] and task.domain not in system["domains"]:
+        return f"{parse_spec(system['spec']).name} is made for {' and '.join(system['domains'])}, this is {task.domain}"
+    return ""
+
+
+def request_json(request: Request) -> dict[str, Any]:
+    return dataclasses.asdict(request)
+
+
+def request_from_json(value: dict[str, Any]) -> Request:
+    names = {f.name for f in dataclasses.fields(Request)}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in names}
+    return Request(**fields)

@@ -1,0 +1,158 @@
+"""Result records: what tables and leaderboards are made of. One small JSON value for a system on a task.
+
+A record holds every clip's value of every sample metric (7 significant digits), the value and interval of every corpus
+metric, each reason for what has no value, and the identity, data, system and environment that the values belong to.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from evalkit.errors import EvalkitError
+from evalkit.identity import short
+from evalkit.record import RunDirectory
+from evalkit.registry import MetricInfo
+from evalkit.work import load_metric, reason
+
+FORMAT = 1
+BOOTSTRAP_REPLICATES = 2000
+CORPUS_REPLICATES = 500
+
+
+def collect(directory: RunDirectory) -> list[dict[str, Any]]:
+    """The result records of a run directory, one a (task, system), in plan order; works on unfinished runs."""
+    run = directory.read()
+    predictions, scores = directory.predictions(), directory.scores()
+    systems = {s["name"]: s for s in run["systems"]}
+    return [_one(directory, run, cell, systems[cell["system"]], predictions, scores) for cell in run["cells"]]
+
+
+def _one(
+    directory: RunDirectory, run: Mapping[str, Any], cell: Mapping[str, Any], system: Mapping[str, Any],
+    predictions: Mapping[str, Any], scores: Mapping[str, Any],
+) -> dict[str, Any]:
+    task = run["tasks"][cell["task"]]
+    clips = directory.get_json(task["clips"])
+    keys = directory.get_json(cell["keys"])
+    ids = [c[0] for c in clips]
+    clusters = [c[1] for c in clips]
+    whole = cell["not_applicable"] or cell["error"]
+    metrics: dict[str, Any] = {}
+    for spec in task["metrics"]:
+        info = load_metric(spec)
+        identifier = task["identity"]["metrics"].get(info.name, info.name)
+        column: dict[str, Any] = {"id": identifier, "unit": info.unit, "direction": info.direction, "group": info.group,
+                                  "level": info.level, "digits": info.digits, "deterministic": info.deterministic}
+        results: list[Mapping[str, Any]] = []
+        for i in range(len(clips)):
+            if whole:
+                status = "n/a" if cell["not_applicable"] else "failed"
+                results.append({"status": status, "reason": whole})
+            else:
+                results.append(_result(predictions.get(keys[i]), scores.get(keys[i], {}), identifier))
+        if info.level == "corpus":
+            column["corpus"] = _corpus(directory, info, results, clusters, cell["seed"])
+        else:
+            column["values"] = [_rounded(r.get("value")) for r in results]
+        column["reasons"] = _reasons(results)
+        metrics[info.name] = column
+    return {
+        "format": FORMAT,
+        "task": {"name": cell["task"], "version": task["version"], "identity": task["identity"], "about": task["about"]},
+        "system": {k: system.get(k) for k in ("name", "spec", "role", "summary", "domains", "licence", "citation",
+                                              "stochastic", "sample_rate", "parameters", "declared_kbps", "fingerprint")},
+        "seed": cell["seed"],
+        "identity": cell["digest"],
+        "clips": {"id": ids, "cluster": clusters},
+        "metrics": metrics,
+        "environment": run["environment"],
+        "command": run["command"],
+        "baseline": run["request"].get("baseline"),
+    }
+
+
+def _result(prediction: Mapping[str, Any] | None, scored: Mapping[str, Any], identifier: str) -> Mapping[str, Any]:
+    if prediction is None:
+        return {"status": "missing", "reason": "not predicted yet: issue the same command to finish"}
+    if prediction["status"] != "ok":
+        return {"status": prediction["status"], "reason": prediction["reason"]}
+    return scored.get(identifier) or {"status": "missing", "reason": "not scored yet: issue the same command to finish"}
+
+
+def _reasons(results: list[Mapping[str, Any]]) -> dict[str, dict[str, list[int]]]:
+    """``{status: {reason: [clip indices]}}`` for everything without a value."""
+    out: dict[str, dict[str, list[int]]] = {}
+    for i, r in enumerate(results):
+        if "status" in r:
+            out.setdefault(r["status"], {}).setdefault(r["reason"], []).append(i)
+    return out
+
+
+def _rounded(value: float | None) -> float | None:
+    """7 significant digits: enough for any table, small enough to keep, the same on every rebuild."""
+    return None if value is None else float(f"{value:.7g}")
+
+
+def _corpus(
+    directory: RunDirectory, info: MetricInfo, results: list[Mapping[str, Any]], clusters: list[str], seed: int
+) -> dict[str, Any]:
+    """The value of a corpus metric over the clips that have statistics, with its cluster bootstrap."""
+    from evalkit.statistics import corpus_bootstrap
+
+    assert info.combine is not None
+    used = [i for i, r in enumerate(results) if "stats" in r]
+    if not used:
+        return {"value": None, "low": None, "high": None, "note": "no clip has statistics", "n": 0}
+    try:
+        statistics = [directory.get_arrays(results[i]["stats"]) for i in used]
+        interval = corpus_bootstrap(statistics, [clusters[i] for i in used], info.combine,
+                                    replicates=CORPUS_REPLICATES, seed=seed)
+        value = interval.estimate
+        if value is None or not np.isfinite(value):
+            raise EvalkitError(f"the metric returned {value}")
+        return {"value": _rounded(value), "low": _rounded(interval.low), "high": _rounded(interval.high),
+                "note": interval.note, "n": len(used)}
+    except Exception as error:
+        return {"value": None, "low": None, "high": None, "note": reason(error), "n": len(used), "failed": True}
+
+
+def counts(result: Mapping[str, Any], metric: str) -> tuple[int, int, int, int]:
+    """Clips scored, failed, not applicable and missing, of one metric."""
+    column = result["metrics"][metric]
+    n = {s: sum(len(v) for v in column["reasons"].get(s, {}).values()) for s in ("failed", "n/a", "missing")}
+    total = len(result["clips"]["id"])
+    return total - sum(n.values()), n["failed"], n["n/a"], n["missing"]
+
+
+def failed_whole(result: Mapping[str, Any]) -> bool:
+    """No clip of this system on this task has any value, and at least one failed."""
+    every = [counts(result, m) for m in result["metrics"]]
+    return bool(every) and not any(c[0] for c in every) and any(c[1] for c in every)
+
+
+def some_failed(result: Mapping[str, Any]) -> bool:
+    broken = any(c.get("corpus", {}).get("failed") for c in result["metrics"].values())
+    return broken or any(counts(result, m)[1] or counts(result, m)[3] for m in result["metrics"])
+
+
+def system_label(result: Mapping[str, Any]) -> str:
+    """The short name of a row: the spec as typed; the full name stands in the table's notes."""
+    return result["system"]["spec"]
+
+
+@functools.cache
+def _slug(text: str) -> str:
+    import hashlib
+    import re
+
+    clean = re.sub(r"[^A-Za-z0-9._=-]+", "_", text).strip("._")[:60]
+    return f"{clean}-{short(hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest())[:8]}"
+
+
+def file_name(result: Mapping[str, Any]) -> str:
+    """A safe file name for a record: readable start of the system's full name, and a hash of it and the seed."""
+    return f"{_slug(result['system']['name'] + '@@seed=' + str(result['seed']))}.json"

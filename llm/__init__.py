@@ -1,0 +1,1 @@
+"""The LLM that reads and writes sound tokens. Nothing is implemented here yet."""

@@ -1,0 +1,1 @@
+"""Task plug-ins, one file a kind. A task is data + metrics + a declaration."""
