@@ -249,25 +249,19 @@ def doctor() -> None:
 @DATA_ROOT
 @click.option("--from", "source", type=click.Path(exists=True, path_type=Path), default=None,
               help="Take the archives from this folder or file instead of the network.")
-def download(name: str, data_root: str | None, source: Path | None) -> None:
+@click.option("--only", multiple=True, metavar="ARCHIVE", help="Archives by name (default: the first; 'all' for all).")
+def download(name: str, data_root: str | None, source: Path | None, only: tuple[str, ...]) -> None:
     """Download a data set into the data root: resumed, checked by checksum, safely unpacked."""
     from evalkit import registry
     from evalkit.datasets.download import download as fetch
+    from evalkit.progress import bytes_progress
 
     if not data_root:
         raise UsageError("say where to: --data-root DIR or EVALKIT_DATA")
     info = registry.get("datasets", name)
-    if info.generated:
-        print(f"{name} is generated; there is nothing to download")
-        return
-    with _byte_progress() as tell:
-        print(f"{name} is in {fetch(info, Path(data_root), progress=tell, source=source)}")
-
-
-def _byte_progress() -> Any:
-    from evalkit.progress import bytes_progress
-
-    return bytes_progress()
+    with bytes_progress() as tell:
+        for got in fetch(info, Path(data_root), tell, only=only, source=source):
+            print(f"{got.filename}: {got.files:,} files in {got.folder}; {got.note}")
 
 
 @cli.group()
@@ -305,12 +299,13 @@ def cache_explain(directory: Path, system: str | None, clip: str | None, as_json
 
     from evalkit import execute
     from evalkit.cache import explain as explain_run
-    from evalkit.plan import make_plan, request_from_json
+    from evalkit.plan import load_user_files, make_plan, request_from_json
     from evalkit.record import RunDirectory
     from evalkit.terminal import show_columns
 
     recorded = RunDirectory(directory)
     request = request_from_json(recorded.read()["request"])
+    load_user_files(request)
     workers = execute.make(1)
     try:
         found = explain_run(recorded, make_plan(request, workers))

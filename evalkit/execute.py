@@ -53,17 +53,19 @@ class Serial:
 class Pool:
     """Worker processes (pebble): each unit is isolated, a dead or hung worker is replaced.
 
-    Workers start fresh (spawn), so that neither locks nor threads of the parent are copied.
+    Workers start fresh (spawn), so that neither locks nor threads of the parent are copied; the Python files in
+    ``preload`` are imported first, so that what they define can be unpickled.
     """
 
-    def __init__(self, workers: int = 1) -> None:
+    def __init__(self, workers: int = 1, preload: tuple[str, ...] = ()) -> None:
         import multiprocessing
 
         from pebble import ProcessPool
 
         self.workers = workers
         self._pool = ProcessPool(
-            max_workers=workers, context=multiprocessing.get_context("spawn"), initializer=_start_worker
+            max_workers=workers, context=multiprocessing.get_context("spawn"), initializer=_start_worker,
+            initargs=[preload],
         )
 
     def submit(self, function: Callable[[Any], Any], argument: Any, timeout: float | None = None) -> Future[Any]:
@@ -77,9 +79,13 @@ class Pool:
         self._pool.join()
 
 
-def _start_worker() -> None:
+def _start_worker(preload: tuple[str, ...]) -> None:
     # Ctrl-C reaches the whole process group; the parent alone decides what to do with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from evalkit.registry import load_file
+
+    for path in preload:
+        load_file(path)
 
 
 def _translated(inner: Any, timeout: float | None) -> Future[Any]:
@@ -117,5 +123,7 @@ def _how_it_died(exitcode: int | None) -> str:
 
 
 def make(jobs: int) -> Executor:
-    """``jobs`` worker processes, or none at all (`Serial`) for 0."""
-    return Serial() if jobs == 0 else Pool(jobs)
+    """``jobs`` worker processes, or none at all (`Serial`) for 0. Users' files loaded by now are loaded there too."""
+    from evalkit.registry import user_files
+
+    return Serial() if jobs == 0 else Pool(jobs, user_files())

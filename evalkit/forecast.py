@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evalkit import execute
-from evalkit.plan import Cell, Plan, Request, make_plan
+from evalkit.plan import Cell, Plan, Request, load_user_files, make_plan
 from evalkit.record import RunDirectory
 from evalkit.run import default_directory
 from evalkit.work import PredictUnit, ScoreUnit, load_metric, metric_id, predict, score
@@ -55,7 +55,8 @@ class Forecast:
 def forecast(request: Request, out: str | Path | None = None) -> Forecast:
     """Plan a request and probe one pending clip a system; nothing is written to the run directory."""
     directory = Path(out) if out else default_directory(request)
-    workers = execute.Pool(1)
+    load_user_files(request)
+    workers = execute.make(1)
     try:
         plan = make_plan(request, workers)
         with tempfile.TemporaryDirectory() as scratch:

@@ -74,8 +74,9 @@ def _about(table: Table) -> list[str]:
 
 
 def _legend(table: Table, ranks: bool = True) -> list[str]:
-    text = (f"Cells: mean [{LEVEL:.0%} interval, bootstrap over clusters]; ")
+    text = f"Cells: mean [{LEVEL:.0%} interval, bootstrap over clusters]; "
     if ranks:
+        text = "kbps: codes and side information, as emitted; the container is under Rate. " + text
         text += ("#rank with ties, and tie group (systems that share a letter do not differ significantly; paired "
                  "cluster sign-flip tests, Holm over all pairs of the column); ")
     text += "clips scored/failed/n.a./missing. ↓ lower is better, ↑ higher is better."
@@ -113,10 +114,10 @@ def _system_cell(row: Row) -> str:
 
 
 def rate_text(row: Row) -> str:
-    """The measured rate, or the declared one marked as such, or why there is none."""
-    cell = row.cells.get("total_kbps")
-    if cell is not None and cell.value is not None:
-        return number(cell.value, decimals_for(cell.value, cell.low, cell.high))
+    """The measured rate of what the decoder needs (codes and side information, no container); a declared one is marked."""
+    code, side = row.cells.get("code_kbps"), row.cells.get("side_kbps")
+    if code is not None and code.value is not None:
+        return number(code.value + ((side.value or 0.0) if side else 0.0), decimals_for(code.value, code.low, code.high))
     declared = row.result["system"].get("declared_kbps")
     return f"{declared:g} *declared*" if declared is not None else "–"
 

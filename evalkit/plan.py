@@ -102,8 +102,15 @@ def make_plan(request: Request, executor: Executor, *, timeout: float | None = 6
     return Plan(tasks, systems, cells)
 
 
+def load_user_files(request: Request) -> None:
+    """Import the files that tasks and metrics come from, before workers start."""
+    expand_tasks(request.tasks)
+    for name in request.metrics:
+        load_metric(name)
+
+
 def expand_tasks(specs: Sequence[str]) -> list[Task]:
-    """Tasks in order; a data set name stands for all its tasks.
+    """Tasks in order; a data set name stands for all its tasks, ``mine.py:function`` for those that it returns.
 
     An argument or options go to the data set: ``folder:DIR``, ``scenes@split=validation``,
     ``esc50-reconstruction@subset=esc10``; they become part of the task's name.
@@ -117,7 +124,14 @@ def expand_tasks(specs: Sequence[str]) -> list[Task]:
     out: dict[str, Task] = {}
     for text in specs:
         spec = parse_spec(text)
-        found = [spec.name] if spec.name in known else [t for t in known if spec.name == t.rpartition("-")[0]]
+        path, _, attribute = spec.name.rpartition(":")
+        if path.endswith(".py"):
+            function = getattr(registry.load_file(path), attribute, None)
+            if not hasattr(function, "tasks"):
+                raise UsageError(f"{text}: {path} has no function {attribute!r} decorated with @task")
+            found = [t.name for t in function.tasks]
+        else:
+            found = [spec.name] if spec.name in known else [t for t in known if spec.name == t.rpartition("-")[0]]
         if not found:
             registry.get("tasks", spec.name)  # raises, with near names
         for name in found:

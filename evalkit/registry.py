@@ -7,6 +7,7 @@ a module (its decorators register) or a decorated object. A plug-in that fails t
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import os
@@ -217,7 +218,8 @@ def task(function: Callable[[], Any] | None = None) -> Any:
 
     def register(f: Any) -> Any:
         made = f()
-        for one in made if isinstance(made, (list, tuple)) else [made]:
+        f.tasks = tuple(made) if isinstance(made, (list, tuple)) else (made,)
+        for one in f.tasks:
             _registries["tasks"].add(one.name, one, f"{f.__module__}.{f.__qualname__}")
         return f
 
@@ -283,7 +285,8 @@ def load_file(path: str | os.PathLike[str]) -> Any:
     import importlib.util
 
     path = Path(path).resolve()
-    module_name = f"evalkit_user_{path.stem}_{abs(hash(str(path))):x}"
+    # The same name in every process, so that what the file defines can be pickled to workers.
+    module_name = f"evalkit_user_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
     if module_name in sys.modules:
         return sys.modules[module_name]
     if not path.is_file():
@@ -299,7 +302,16 @@ def load_file(path: str | os.PathLike[str]) -> Any:
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
         raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    _user_files[str(path)] = module_name
     return module
+
+
+_user_files: dict[str, str] = {}
+
+
+def user_files() -> tuple[str, ...]:
+    """Paths loaded by `load_file` so far; workers load them before they start."""
+    return tuple(_user_files)
 
 
 def _load_builtin(kind: Kind) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from evalkit import execute
 from evalkit.environment import capture
 from evalkit.identity import difference, digest, short
-from evalkit.plan import Cell, Plan, Request, make_plan, request_from_json, request_json
+from evalkit.plan import Cell, Plan, Request, load_user_files, make_plan, request_from_json, request_json
 from evalkit.record import RunDirectory
 from evalkit.work import PredictUnit, ScoreUnit, load_metric, metric_id, predict, reason, score
 
@@ -102,6 +102,7 @@ def run(
     progress = progress or Quiet()
     directory = RunDirectory(out or default_directory(request))
     own = executor is None
+    load_user_files(request)
     workers = executor or execute.make(jobs)
     finished = False
     try:

@@ -20,7 +20,7 @@ from evalkit.errors import ContractError, UsageError
 Direction = Literal["lower", "higher", "none"]
 
 FEW_CLUSTERS = 10
-"""Below this many clusters (or effective clusters) an interval is marked as too narrow."""
+"""Below this many clusters an interval is marked as too narrow."""
 
 EXACT_CLUSTERS = 12
 """Up to this many clusters the sign-flip test enumerates all flips."""
@@ -140,7 +140,7 @@ def cluster_bootstrap(
         clusters: [n] strings or integers; clips of one cluster are drawn together.
 
     Returns:
-        Interval; without ``low`` and ``high`` for no clips or one cluster; a note marks few or very unequal clusters.
+        Interval; without ``low`` and ``high`` for no clips or one cluster; a note marks few clusters.
 
     >>> cluster_bootstrap([2.0, 2.0, 2.0], ["a", "a", "b"], seed=0)
     Interval(estimate=2.0, low=2.0, high=2.0, n=3, clusters=2, note='few clusters (2): interval too narrow')
@@ -236,7 +236,7 @@ def corpus_bootstrap(
     if bad:
         return Interval(estimate, None, None, n, count, f"no interval: {bad} of {replicates} resamples have no value")
     low, high = _ends(values, level, count)
-    return Interval(estimate, float(low), float(high), n, count, _width_note(np.bincount(codes)))
+    return Interval(estimate, float(low), float(high), n, count, _width_note(count))
 
 
 def _combine_block(statistics: Sequence[Any], weights: np.ndarray, combine: Callable[[Any, Any], Any]) -> np.ndarray:
@@ -691,7 +691,7 @@ def _least_p(count: int, flips: int) -> float:
 def _on_grid(sums: np.ndarray) -> np.ndarray:
     """Round rows [m, G] to a power-of-two grid on which any sum of G of them is exact in float64.
 
-    Matrix products then give the same bits in whatever order BLAS adds. The rounding is at most G 2^-53 of the row's
+    Matrix products then give the same bits in whatever order BLAS adds. The rounding is at most G 2^-51 of the row's
     largest magnitude.
     """
     _, exponent = np.frexp(np.abs(sums).max(axis=1, keepdims=True))
@@ -726,7 +726,7 @@ def _means(
         weights = drawn.astype(float)
         blocks.append(weights @ grid / (weights @ sizes)[:, None])
     low, high = _ends(np.concatenate(blocks), level, count) + centre
-    note = _width_note(sizes)
+    note = _width_note(count)
     ends = zip(estimates, low, high, strict=True)
     return [Interval(float(e), float(a), float(b), n, count, note) for e, a, b in ends]
 
@@ -750,11 +750,5 @@ def _ends(values: np.ndarray, level: float, count: int) -> np.ndarray:
     return np.quantile(values, [tail, 1 - tail], axis=0, method="weibull")
 
 
-def _width_note(sizes: np.ndarray) -> str:
-    count = len(sizes)
-    if count < FEW_CLUSTERS:
-        return f"few clusters ({count}): interval too narrow"
-    effective = sizes.sum() ** 2 / (sizes.astype(float) ** 2).sum()
-    if effective < FEW_CLUSTERS:
-        return f"very unequal clusters ({count}, in effect {effective:.1f}): interval too narrow"
-    return ""
+def _width_note(count: int) -> str:
+    return f"few clusters ({count}): interval too narrow" if count < FEW_CLUSTERS else ""

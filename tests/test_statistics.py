@@ -237,7 +237,7 @@ def test_sums_are_exact_so_that_no_library_changes_a_bit():
     rng = np.random.default_rng(0)
     sums = rng.normal(size=(3, 57)) * 10.0 ** rng.integers(-6, 6, (3, 57))
     grid = S._on_grid(sums)
-    assert np.abs(grid - sums).max() <= 57 * 2.0**-52 * np.abs(sums).max()
+    assert np.abs(grid - sums).max() <= 57 * 2.0**-51 * np.abs(sums).max()
     w = np.concatenate(list(S._multiplicities(57, 50, seed=1, width=57))).astype(float)
     exact = [[math.fsum(a * b for a, b in zip(row, g, strict=True)) for row in w] for g in grid]
     assert (w @ grid.T).T.tolist() == exact
@@ -256,9 +256,7 @@ def test_notes_on_clusters():
     assert S.cluster_bootstrap([1.0, 2.0, 3.0, 5.0], list("abcd"), seed=0).note == (
         "few clusters (4): interval too narrow"
     )
-    lopsided = [0] * 90 + list(range(1, 31))
-    note = S.cluster_bootstrap(np.arange(120.0), lopsided, seed=0).note
-    assert note == f"very unequal clusters (31, in effect {120**2 / (90**2 + 30):.1f}): interval too narrow"
+    assert S.cluster_bootstrap(np.arange(10.0), np.arange(10), seed=0).note == ""
     assert S.cluster_bootstrap([], [], seed=0) == S.Interval(None, None, None, 0, 0, "no scored clips")
 
 
@@ -392,6 +390,9 @@ def test_ties_count_whatever_the_rounding():
     for scale in (1.0, 0.1, 1e-7, 1e9):
         assert S.sign_flip_p(np.array([[1.0, 2.0, -3.0]]) * scale, seed=0).tolist() == [1.0]
         assert S.sign_flip_p(np.array([[1.0, 2.0, 3.0]]) * scale, seed=0).tolist() == [0.25]
+    whole = np.random.default_rng(0).integers(-9, 10, (200, 11)).astype(float)
+    for rounded in (whole * 0.1, whole / 3, whole * np.pi):
+        assert S.sign_flip_p(rounded, seed=0).tolist() == S.sign_flip_p(whole, seed=0).tolist()
 
 
 def test_batch_equals_one_by_one_and_p_is_never_zero():
@@ -401,6 +402,7 @@ def test_batch_equals_one_by_one_and_p_is_never_zero():
     assert batch.tolist() == [S.sign_flip_p(row[None], flips=500, seed=3)[0] for row in sums]
     assert batch[0] == 1 / 501
     assert np.array_equal(batch, S.sign_flip_p(-sums, flips=500, seed=3))
+    assert not np.array_equal(batch, S.sign_flip_p(sums, flips=500, seed=4))
 
 
 def test_paired_difference_closed_cases():
@@ -687,6 +689,17 @@ def test_few_clusters_cannot_separate_many_systems_and_it_is_said():
     assert all(s.mean.note == "few clusters (4): interval too narrow" for s in c.standings)
 
 
+@pytest.mark.parametrize(("count", "p", "significant"), [(5, 0.0625, False), (6, 0.03125, True)])
+def test_significance_is_at_the_stated_level(count: int, p: float, significant: bool):
+    names = [f"c{i}" for i in range(count)]
+    table = {"a": dict.fromkeys(names, 1.0), "b": {n: 2.0 + i for i, n in enumerate(names)}}
+    (pair,) = S.compare_all(table, {n: n for n in names}, direction="lower", seed=1).pairs
+    assert (pair.p_adjusted, pair.significant) == (p, significant)
+    assert S.compare_all(table, {n: n for n in names}, direction="lower", seed=1, level=0.9).pairs[0].significant
+    # at the edge: 0.05 is not exactly 1 - 0.95
+    assert S.compare_all(table, {n: n for n in names}, direction="lower", seed=1, level=1 - p).pairs[0].significant
+
+
 def test_enough_flips_for_a_large_family():
     # with 2,000 flips the least p of 105 pairs would be 105 / 2001 > 0.05, and nothing could ever differ
     table, clusters = column({f"s{k:02d}": 3.0 * k for k in range(15)}, count=40)
@@ -746,12 +759,9 @@ def test_import_costs_no_scipy():
 
 
 def main() -> None:
-    print("95 % intervals: coverage (and share with a note)")
+    print("95 % intervals: coverage")
     for sizes, noise in (("equal", "normal"), ("unequal", "normal"), ("unequal", "skewed"), ("extreme", "normal")):
-        cells = []
-        for count in (3, 5, 10, 20, 30, 100):
-            rate, noted = interval_coverage(4000 if count <= 30 else 2000, count, sizes, noise)
-            cells.append(f"G={count}: {rate:.3f} ({noted:.2f})")
+        cells = [f"G={g}: {interval_coverage(4000, g, sizes, noise)[0]:.3f}" for g in (3, 5, 10, 20, 30, 100)]
         print(f"  {sizes}, {noise}: ", "  ".join(cells), flush=True)
     naive = [f"G={g}: {interval_coverage(1000, g, naive=True, replicates=500)[0]:.3f}" for g in (10, 30, 100)]
     print("  unequal, normal, clusters ignored: ", "  ".join(naive), flush=True)

@@ -251,6 +251,7 @@ def _fetch_checked(archive: Archive, path: Path, progress: Progress, pause: floa
         sha256 = check(part, archive, progress)
     except DataError:
         part.unlink()
+        _validator_file(part).unlink(missing_ok=True)
         if again and resumed:
             return _fetch_checked(archive, path, progress, pause, again=False)
         raise
@@ -429,6 +430,12 @@ def _members(path: Path, folder: Path, limit: int) -> Iterator[tuple[str, IO[byt
                 if hasattr(tarfile, "data_filter"):  # Python 3.11.4: a second opinion
                     tarfile.data_filter(entry, str(folder))
                 yield entry.name, None if entry.isdir() else t.extractfile(entry)
+            # tarfile stops at its end marker; the compressed stream is only checked against its CRC at the very end.
+            rest = 0
+            while t.fileobj and (chunk := t.fileobj.read(_CHUNK)):
+                rest += len(chunk)
+                if rest > limit:
+                    raise DataError(_too_large(path, limit))
     else:
         raise DataError(f"{path}: neither a zip nor a tar archive; is it an error page saved under that name?")
 

@@ -127,7 +127,7 @@ class FileFacts:
         folder = self._folder or cache_folder()
         with self._guard(), contextlib.suppress(OSError, RuntimeError):
             folder.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(folder / "files.sqlite", timeout=10, isolation_level=None)
+            self._db = sqlite3.connect(folder / "files.sqlite", timeout=2, isolation_level=None)
             self._db.execute("PRAGMA synchronous=OFF")  # losing facts in a power cut only costs time
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS facts (path TEXT, kind TEXT, size INTEGER, mtime INTEGER, ctime INTEGER,"

@@ -102,7 +102,7 @@ def _single(event: Event, rng: np.random.Generator) -> list[str]:
         _clause(event, rng),
         f"there {_be(event)} {noun()} and nothing else",
         f"only {noun()} can be heard",
-        f"in a quiet room, {_clause(event, rng)}",
+        f"against a quiet background, {_clause(event, rng)}",
     ]
 
 
@@ -125,7 +125,8 @@ def _several(events: Sequence[Event], rng: np.random.Generator) -> list[str]:
     middle = f", continues with {' and then '.join(n[1:-1])}" if len(n) > 2 else ""
     begins = f"the recording begins with {n[0]}{middle} and ends with {n[-1]}"
     n = nouns()
-    after = f"after {' and then '.join(n[:-1])}, {_clause(events[-1], rng)}"
+    before = ", ".join(n[:-2]) + (" and then " if len(n) > 2 else "") + n[-2]
+    after = f"after {before}, {_clause(events[-1], rng)}"
     return [followed, told, first, begins, after]
 
 

@@ -198,9 +198,9 @@ def entropy_kbps(tokens: Tokens) -> dict[str, np.ndarray]:
     """Empirical entropy rate: what an ideal memoryless entropy coder of this corpus' codes would need.
 
     For every codebook the plug-in entropy of the histogram pooled over clips, times its codes; their sum over the
-    seconds. Padding frames counted, side information and container not. Biased low on a short corpus (no Miller-Madow or other
-    correction): by about (K - 1) / (2 N ln 2) bits a code for N codes of a codebook of K. Bootstrap replicates repeat
-    clips and are lower still, so a percentile interval lies below the value it is for.
+    seconds. Padding frames counted, side information and container not. Biased low on a short corpus (no Miller-Madow
+    or other correction): by about (K - 1) / (2 N ln 2) bits a code for N codes of a codebook of K. Bootstrap replicates
+    repeat clips and are lower still, so a percentile interval lies below the value it is for.
 
     >>> s = entropy_kbps(Tokens(np.array([[0, 0, 1, 1, 2, 2, 3, 3]]), (256,), 8, 8000, 8000))
     >>> entropy_kbps.info.combine([s], np.array([1.0]))  # 8 codes/s of 2 bits

@@ -14,7 +14,7 @@ import numpy as np
 
 from evalkit.audio import Clip, resample
 from evalkit.errors import NotApplicable
-from evalkit.metrics.alignment import pair, require_sound
+from evalkit.metrics.alignment import SILENT_POWER, pair, require_sound
 from evalkit.registry import metric
 
 SPECTRAL = ("logmel_l1@n1024-h256-m100", "logmel_mse@n1024-h256-m100", "mr_stft@pwg", "bandwidth_khz")
@@ -177,7 +177,7 @@ def _magnitude(clip: Clip, n_fft: int, hop: int, window: int) -> np.ndarray:
 def bandwidth_khz(reference: Clip, estimate: Clip) -> float:
     """Delivered bandwidth in kHz: up to where the estimate keeps the reference's long-term spectrum.
 
-    Long-term power spectra of both (Hann frames of 20 ms, half overlapping, at the clip's own rate; channels summed)
+    Long-term power spectra of both (Hann frames of 20 ms, half overlapping, at the clip's own rate; mean of channels)
     in bands of 50 Hz from 75 Hz up, the estimate's brought to the reference's total power. Bands in which the reference
     has less than -90 dB of its total do not count. A band is kept when the estimate has at least -10 dB of the
     reference's power there. The value is the upper edge of the band that parts kept (below) from lost (above) with the
@@ -194,15 +194,16 @@ def bandwidth_khz(reference: Clip, estimate: Clip) -> float:
     (4.075, 24.0)
 
     Raises:
-        NotApplicable: silent signal; shorter than 20 ms; reference with nothing above 75 Hz.
+        NotApplicable: a signal silent above 75 Hz; shorter than 20 ms.
     """
     require_sound(reference, "reference")
     require_sound(estimate, "estimate")
     pair(reference, estimate)
     r, e = long_term_power(reference), long_term_power(estimate)
     there = np.flatnonzero(r > IN_REFERENCE * r.sum())
-    if r.sum() <= 0 or e.sum() <= 0 or not len(there):
-        raise NotApplicable("nothing above 75 Hz")
+    for what, spectrum in (("reference", r), ("estimate", e)):
+        if spectrum.sum() < SILENT_POWER:
+            raise NotApplicable(f"the {what} is silent above 75 Hz (below -120 dB FS)")
     kept = e[there] / e.sum() >= RETAINED * r[there] / r.sum()
     balance = np.cumsum(np.where(kept, 1, -1))
     if balance.max() <= 0:
@@ -213,7 +214,7 @@ def bandwidth_khz(reference: Clip, estimate: Clip) -> float:
 
 
 def long_term_power(clip: Clip) -> np.ndarray:
-    """Mean power per 50 Hz band from 75 Hz up, ``[bands]`` float64, channels summed; remembered on the clip.
+    """Power per 50 Hz band from 75 Hz up, ``[bands]`` float64, mean over channels and time, in FS^2; remembered.
 
     Raises:
         NotApplicable: shorter than one frame of 20 ms.
@@ -228,7 +229,7 @@ def long_term_power(clip: Clip) -> np.ndarray:
         frames = np.lib.stride_tricks.sliding_window_view(clip.samples, n, axis=1)[:, :: n // 2]
         spectrum = fft.rfft(frames * _hann(n), axis=-1)
         energy = np.square(spectrum.real) + np.square(spectrum.imag)
-        return energy.sum(axis=(0, 1), dtype=np.float64)[2:]
+        return energy.mean(axis=(0, 1), dtype=np.float64)[2:] * 2 / (n * 0.375 * n)  # Hann: sum of squares is 3/8 n
 
     return clip.memo("long-term power", compute)
 

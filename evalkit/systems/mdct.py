@@ -46,7 +46,7 @@ class Mdct:
     """
 
     kbps: float
-    frame_ms: float = 40.0
+    frame_ms: float = 20.0
 
     def __post_init__(self) -> None:
         if not 0 < self.kbps <= 2000:
