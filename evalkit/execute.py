@@ -8,11 +8,12 @@ machine; one on an existing engine needs the same two methods and a file system 
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from evalkit.errors import EvalkitError
+from evalkit.errors import EvalkitError, UsageError
 
 
 class Crashed(EvalkitError):
@@ -85,7 +86,10 @@ def _start_worker(preload: tuple[str, ...]) -> None:
     from evalkit.registry import load_file
 
     for path in preload:
-        load_file(path)
+        try:
+            load_file(path)
+        except UsageError as error:  # what needs the file will fail with its own reason; the worker must start
+            print(f"evalkit: worker: {error}", file=sys.stderr)
 
 
 def _translated(inner: Any, timeout: float | None) -> Future[Any]:

@@ -28,7 +28,7 @@ dataset(DatasetInfo(name="acme-tones", version="1", summary="plug-in tones", dom
 
 @task
 def tones():
-    return Task("acme-tones-reconstruction", "acme-tones", ("acme_peak_error", "mse"), Prepare())
+    return Task("acme-tones-reconstruction", "acme-tones", ("acme_peak_error", "mse", "code_kbps"), Prepare())
 
 @system("acme-sign", summary="one bit a sample")
 class Sign:
@@ -89,7 +89,7 @@ def test_a_plugin_adds_a_task_a_system_a_metric_and_a_data_set(site: Path, tmp_p
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "out/tables/acme-tones-reconstruction.md").read_text()
     assert "acme\\_peak\\_error" in page and "`acme-sign`" in page
-    assert "| `acme-sign` | 8 " in page  # one bit at 8 kHz
+    assert "| `acme-sign` | 8 |" in page  # one bit at 8 kHz
 
 
 @pytest.mark.parametrize(("kind", "name"), [("tasks", "acme-tones-reconstruction"), ("systems", "acme-sign"),

@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from evalkit import registry, work
 from evalkit.audio import Clip, write_clip
 from evalkit.leaderboard import update
 from evalkit.plan import Request
@@ -29,13 +30,11 @@ from pathlib import Path
 import numpy as np
 from evalkit import Clip, NotApplicable, Tokens, corpus_metric, metric, system
 
-LOG = os.environ.get("EVALKIT_TEST_LOG")
-
 class Rounding:
     """Rounds to 1/64, and writes down what it encodes."""
     def encode(self, clip):
-        if LOG:
-            with open(LOG, "a") as f:
+        if "EVALKIT_TEST_LOG" in os.environ:
+            with open(os.environ["EVALKIT_TEST_LOG"], "a") as f:
                 f.write(clip.id + chr(10))
             time.sleep(0.02)
         codes = (np.clip(clip.samples, -1, 0.98) * 64 + 64).astype(np.int64)
@@ -128,7 +127,7 @@ def broken_corpus(reference):
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with four clips, a.wav to d.wav, and a file of misbehaving systems and metrics; it is the cwd."""
     folder = tmp_path / "clips"
     folder.mkdir()
@@ -138,7 +137,14 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write_clip(Clip(0.4 * np.sin(2 * np.pi * (300 + 100 * i) * t) + noise, 16_000), folder / f"{name}.wav")
     (tmp_path / "mine.py").write_text(SYSTEMS)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    # The next test's mine.py is another file: forget what this one registered in this process.
+    metrics = registry._registries["metrics"]
+    for name in [n for n, origin in metrics.origin.items() if origin.startswith("evalkit_user_")]:
+        del metrics.entries[name], metrics.origin[name]
+    work.load_metric.cache_clear()
+    work._systems.clear()
+    registry._user_files.clear()
 
 
 def _request(*systems: str, metrics: tuple[str, ...] = (), **options: Any) -> Request:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from evalkit.audio import Clip
-from evalkit.errors import ContractError, UsageError
+from evalkit.errors import ContractError, NotApplicable, UsageError
 from evalkit.registry import system
 from evalkit.tokens import Tokens
 
@@ -37,8 +37,7 @@ class Mdct:
     the k-th at the edge of the dead zone; places, signs and sizes go through a context-adaptive binary arithmetic coder.
     The output bytes are the codes, and they are all that is decoded (beside the length and rate that every system is
     given). k is searched so that the bytes do not exceed ``kbps`` times the clip's duration; 90 % or more of that is
-    used unless the clip has no more coefficients to send. A budget below the 4-byte header gives no bytes at all, which
-    decodes to silence.
+    used unless the clip has no more coefficients to send. A clip whose budget is less than the 4-byte header is n/a.
 
     Args:
         kbps: kilobits per second, all channels together.
@@ -124,7 +123,7 @@ def _window(hop: int) -> np.ndarray:
 def _fit(coefficients: np.ndarray, budget: int) -> bytes:
     """The stream of at most ``budget`` bytes that keeps the most coefficients of ``[channels, frames, hop]``."""
     if budget < HEADER.size:
-        return b""
+        raise NotApplicable(f"the clip's budget of {budget} bytes does not hold the {HEADER.size}-byte header")
     magnitudes = np.abs(coefficients).ravel()
     magnitudes = magnitudes[magnitudes > 1e-6]  # -120 dB of a full-scale sample
     most = min(magnitudes.size, 8 * budget)  # a coefficient costs more than its sign bit
@@ -166,8 +165,6 @@ def _pack(coefficients: np.ndarray, step: int) -> bytes:
 
 
 def _unpack(data: bytes, frames: int, hop: int) -> np.ndarray:
-    if not data:
-        return np.zeros((1, frames, hop))
     if len(data) < HEADER.size:
         raise ContractError(f"mdct: {len(data)} bytes are shorter than the header")
     channels, step, bands = HEADER.unpack_from(data)
