@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 import stat
 import struct
@@ -207,8 +208,12 @@ def _check_file(path: Path) -> None:
             head = f.read(12)
             if head[:4] == b"OggS":
                 _check_ogg_end(f, info.st_size)
-            elif head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-                _check_wav_size(f, info.st_size)
+            elif head[:4] in (b"RIFF", b"RF64", b"RIFX") and head[8:12] == b"WAVE":
+                _check_data_chunk(f, info.st_size, ">" if head[:4] == b"RIFX" else "<", b"data")
+            elif head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+                _check_data_chunk(f, info.st_size, ">", b"SSND")
+            elif head[:3] == b"ID3" or head[:1] == b"\xff":
+                _check_mp3_size(f, info.st_size)
     except OSError as error:
         raise AudioError(f"cannot be read ({error.strerror})") from error
 
@@ -232,28 +237,56 @@ def _check_ogg_end(f: Any, size: int) -> None:
     raise AudioError("truncated or damaged: no Ogg page found at the end")
 
 
-def _check_wav_size(f: Any, size: int) -> None:
-    """Compare the data chunk's promise with the bytes there are (0 and 0xFFFFFFFF mean 'until the end')."""
+def _check_data_chunk(f: Any, size: int, order: str, data: bytes) -> None:
+    """Wav and AIFF: compare the data chunk's promise with the bytes there are (0 and 0xFFFFFFFF: 'until the end').
+
+    RF64 puts the length of a data chunk beyond 4 GB into a chunk ``ds64`` (EBU Tech 3306).
+    """
     at = 12
+    long_length = 0
     while at + 8 <= size:
         f.seek(at)
-        name, length = struct.unpack("<4sI", f.read(8))
-        if name == b"data":
+        name, length = struct.unpack(f"{order}4sI", f.read(8))
+        if name == b"ds64" and at + 24 <= size:
+            long_length = struct.unpack("<QQ", f.read(16))[1]
+        if name == data:
             there = size - at - 8
+            if length == 0xFFFFFFFF:
+                length = long_length
             if there == 0:
                 raise AudioError(f"no audio data: the header promises {length:,} bytes, the file holds 0")
-            if length not in (0, 0xFFFFFFFF) and length > there + 1:
+            if length > there:
                 raise AudioError(f"truncated: the header promises {length:,} bytes of audio, the file holds {there:,}")
             return
         at += 8 + length + length % 2
-    raise AudioError("damaged wav: no data chunk")
+    raise AudioError(f"truncated or damaged: no {data.decode()} chunk")
+
+
+def _check_mp3_size(f: Any, size: int) -> None:
+    """The Xing frame that most encoders put first says how many bytes follow; without one nothing can be said."""
+    f.seek(0)
+    head = f.read(10)
+    start = 10 + sum((b & 127) << (21 - 7 * i) for i, b in enumerate(head[6:])) if head[:3] == b"ID3" else 0
+    f.seek(start)
+    frame = f.read(64)
+    if len(frame) < 64 or frame[0] != 0xFF or frame[1] & 0xE6 != 0xE2:  # sync word, layer III
+        return
+    mpeg1, mono = frame[1] & 8, frame[3] >> 6 == 3
+    at = 4 + ((17 if mono else 32) if mpeg1 else (9 if mono else 17))
+    name, flags = struct.unpack(">4sI", frame[at : at + 8])
+    if name not in (b"Xing", b"Info") or not flags & 2:
+        return
+    at += 12 if flags & 1 else 8
+    promised, there = struct.unpack(">I", frame[at : at + 4])[0], size - start
+    if promised > there:
+        raise AudioError(f"truncated: the MP3 header promises {promised:,} bytes, the file holds {there:,}")
 
 
 def _decode(path: Path, start: float, seconds: float | None) -> tuple[np.ndarray, int]:
     import soundfile
 
     try:
-        with soundfile.SoundFile(str(path)) as f:
+        with soundfile.SoundFile(_name(path)) as f:
             rate, frames = f.samplerate, f.frames
             _check_header(rate, f.channels)
             first, count = _excerpt(frames, rate, start, seconds)
@@ -265,8 +298,8 @@ def _decode(path: Path, start: float, seconds: float | None) -> tuple[np.ndarray
             if len(x) < count and f.format != "MP3":
                 raise AudioError(f"truncated: {len(x):,} of {count:,} samples could be decoded")
             return x.T, rate
-    except soundfile.LibsndfileError as error:
-        return _decode_av(path, start, seconds, first_error=str(error.error_string))
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: the name ends in .raw, so it asks for a format
+        return _decode_av(path, start, seconds, first_error=str(getattr(error, "error_string", error)))
     except MemoryError as error:
         raise AudioError("absurd header: it promises more audio than fits in memory") from error
 
@@ -275,23 +308,33 @@ def _decode_av(path: Path, start: float, seconds: float | None, first_error: str
     import av
 
     parts = []
+    packets = 0
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.audio:
                 raise AudioError(f"not audio ({first_error.rstrip('.')}; FFmpeg finds no audio stream)")
             stream = container.streams.audio[0]
+            if stream.codec_context is None:
+                raise AudioError("damaged or of an unknown kind: FFmpeg has no decoder for its audio stream")
             rate = int(stream.rate or 0)
             channels = stream.codec_context.channels
             _check_header(rate, channels)
             to_float = av.AudioResampler(format="fltp", layout=stream.codec_context.layout, rate=rate)
-            for frame in container.decode(stream):
-                parts += [f.to_ndarray() for f in to_float.resample(frame)]
+            for packet in container.demux(stream):
+                packets += packet.size > 0
+                for frame in packet.decode():
+                    parts += [f.to_ndarray() for f in to_float.resample(frame)]
+            # Elsewhere FFmpeg estimates the length; packets outside an edit list are not missed.
+            exact = container.format.name == "flac" or packets < stream.frames
+            declared = round(stream.duration * stream.time_base * rate) if exact and stream.duration else 0
             parts += [f.to_ndarray() for f in to_float.resample(None)]
     except (av.FFmpegError, ValueError) as error:
         raise AudioError(f"not readable as audio ({first_error.rstrip('.')}; FFmpeg: {error})") from error
     if not parts:
         raise AudioError("no audio data")
     x = np.concatenate(parts, axis=1)
+    if x.shape[1] < declared:
+        raise AudioError(f"truncated: {x.shape[1]:,} of {declared:,} samples could be decoded")
     first, count = _excerpt(x.shape[1], rate, start, seconds)
     return x[:, first : first + count], rate
 
@@ -306,12 +349,15 @@ def _check_header(rate: int, channels: int) -> None:
 def _excerpt(frames: int, rate: int, start: float, seconds: float | None) -> tuple[int, int]:
     if frames <= 0:
         raise AudioError("no audio data")
+    if not (math.isfinite(start) and (seconds is None or (math.isfinite(seconds) and seconds > 0))):
+        raise AudioError(f"excerpt start={start}, seconds={seconds}: must be finite, and seconds above 0")
     first = round(start * rate)
     if not 0 <= first < frames:
         raise AudioError(f"excerpt starts at {start} s but the file ends at {frames / rate:.3f} s")
     count = frames - first if seconds is None else round(seconds * rate)
     if first + count > frames + 1:
-        raise AudioError(f"excerpt {start}..{start + count / rate:.3f} s reaches beyond the end at {frames / rate:.3f} s")
+        stop, end = (first + count) / rate, frames / rate
+        raise AudioError(f"excerpt {start}..{stop:.3f} s reaches beyond the end at {end:.3f} s")
     return first, min(count, frames - first)
 
 
@@ -320,7 +366,12 @@ def write_clip(clip: Clip, path: str | os.PathLike[str]) -> None:
     import soundfile
 
     subtype = "FLOAT" if str(path).lower().endswith(".wav") else None
-    soundfile.write(str(path), clip.samples.T, clip.sample_rate, subtype=subtype)
+    soundfile.write(_name(path), clip.samples.T, clip.sample_rate, subtype=subtype)
+
+
+def _name(path: str | os.PathLike[str]) -> str | bytes:
+    """A file name as soundfile takes it, also where it is not valid UTF-8."""
+    return str(path) if os.name == "nt" else os.fsencode(path)
 
 
 # -- preparation ------------------------------------------------------------------------------------------------------
@@ -343,6 +394,10 @@ class Prepare:
     def __post_init__(self) -> None:
         if self.channels not in ("mean", "keep"):
             raise AudioError(f"channels={self.channels!r}: the channel rule is 'mean' or 'keep'")
+        if self.sample_rate is not None and not SAMPLE_RATES[0] <= self.sample_rate <= SAMPLE_RATES[1]:
+            raise AudioError(f"sample_rate={self.sample_rate}: outside {SAMPLE_RATES[0]}..{SAMPLE_RATES[1]} Hz")
+        if self.seconds is not None and not (math.isfinite(self.seconds) and self.seconds >= MIN_SECONDS):
+            raise AudioError(f"seconds={self.seconds}: must be finite and at least {MIN_SECONDS} s")
 
     def __call__(self, clip: Clip) -> Clip:
         if self.channels == "mean":

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -110,6 +110,14 @@ class _Kit:
     domain: str
     seconds: float
 
+    def __post_init__(self) -> None:
+        self.unused: bytes | str = "built from a spec"
+        if not self.from_spec:
+            try:  # now, before anything is kept in the instance
+                self.unused = pickle.dumps(self.loaded.system)
+            except Exception as error:
+                self.unused = reason(error)
+
     def checks(self) -> Iterator[tuple[str, Callable[[], str | None]]]:
         yield "capabilities", self.capabilities
         yield "declaration", self.declaration
@@ -161,10 +169,9 @@ class _Kit:
         """Another instance of the same system, as another worker would have it."""
         if self.from_spec:
             return load_system(self.loaded.spec).system
-        try:
-            return pickle.loads(pickle.dumps(self.system))
-        except Exception as error:
-            raise _Broken(f"cannot be pickled ({reason(error)}): hand the kit a spec instead") from error
+        if isinstance(self.unused, str):
+            raise _Broken(f"cannot be pickled ({self.unused}): hand the kit a spec instead")
+        return pickle.loads(self.unused)
 
     # -- the checks: each returns what it saw, or raises
 
@@ -188,8 +195,8 @@ class _Kit:
             raise _Broken(f"sample_rate is {rate!r}; expected Hz as an int, or None for any")
         if getattr(self.system, "channels", None) not in (None, 1):
             raise _Broken(f"channels is {self.system.channels!r}; expected 1 for mono only, or None for any")
-        return (f"{info.role}, {', '.join(info.domains) if info.domains else 'every domain'}, "
-                f"{f'{rate} Hz' if rate else 'any sample rate'}, {'stochastic' if info.stochastic else 'deterministic'}")
+        return ", ".join([info.role, *(info.domains or ["every domain"]), f"{rate} Hz" if rate else "any sample rate",
+                          "stochastic" if info.stochastic else "deterministic"])
 
     def built_again(self) -> str:
         if not self.from_spec:
@@ -212,7 +219,7 @@ class _Kit:
     def ordinary(self) -> str:
         clip = self.clip()
         try:
-            made, tokens = self.run(clip)
+            _, tokens = self.run(clip)
         except NotApplicable as error:
             raise _Broken(f"n/a on an ordinary {self.domain} clip of {clip.seconds:g} s: {error}") from error
         rate = "" if tokens is None else f", {tokens.nominal_kbps:.3g} kbps"
@@ -239,8 +246,8 @@ class _Kit:
         """Decoding elsewhere, from what a file would hold, gives the same audio: nothing passed by another way."""
         tokens = self.system.encode(self.clip())
         here = self.system.decode(tokens, 0)
-        copy = Tokens(tokens.codes.astype(np.int64), tokens.sizes, tokens.frame_rate, tokens.samples, tokens.sample_rate,
-                      tokens.side_bits, tokens.container_bits, {k: np.array(v) for k, v in tokens.side.items()})
+        side = {k: np.array(v) for k, v in tokens.side.items()}
+        copy = replace(tokens, codes=tokens.codes.astype(np.int64), side=side)
         there = self.again().decode(copy, 0)
         if not np.array_equal(here.samples, there.samples):
             raise _Broken("a second instance decodes a copy of the tokens to other audio")
@@ -327,7 +334,7 @@ def _token_difference(a: Tokens, b: Tokens) -> str:
 
 
 def synthetic(domain: str, sample_rate: int, samples: int, seed: int = 0) -> np.ndarray:
-    """A synthetic signal of a domain, ``[samples]``, peak 0.5: voiced syllables, decaying chords, or noises and a chirp.
+    """A test signal of a domain, ``[samples]``, peak 0.5: voiced syllables, decaying chords, or noises and a chirp.
 
     >>> float(abs(synthetic("music", 16_000, 8_000)).max())
     0.5

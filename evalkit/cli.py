@@ -273,7 +273,7 @@ def check() -> None:
 @click.argument("spec")
 @click.option("--domain", type=click.Choice(["speech", "music", "sound"]), default=None,
               help="Test signal (default: the system's own first domain).")
-def check_system(spec: str, domain: str | None) -> None:
+def check_system(spec: str, domain: Any) -> None:
     """Test that a system keeps the contract of docs/add-a-codec.md; exit code 2 when it does not."""
     from evalkit.check import check_system as examine
     from evalkit.terminal import show_columns

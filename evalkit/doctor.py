@@ -217,7 +217,7 @@ def _data() -> Iterator[Finding]:
         if info.generated or name == "folder":
             continue
         try:
-            layout = load_dataset(name, Path(root)).layout
-            yield Finding("ok", f"data {name}", f"{len(layout.items):,} of {layout.expected:,} clips, layout {layout.name}")
+            found = load_dataset(name, Path(root))
+            yield Finding("ok", f"data {name}", f"{found.coverage}, layout {found.layout.name}")
         except EvalkitError as error:
             yield Finding("warn", f"data {name}", str(error).partition("\n")[0])

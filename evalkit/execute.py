@@ -7,6 +7,7 @@ machine; one on an existing engine needs the same two methods and a file system 
 
 from __future__ import annotations
 
+import pickle
 import signal
 import sys
 from collections.abc import Callable
@@ -43,6 +44,8 @@ class Serial:
         future: Future[Any] = Future()
         try:
             future.set_result(function(argument))
+        except SystemExit as error:
+            future.set_exception(Crashed(_how_it_died(error.code)))
         except Exception as error:
             future.set_exception(error)
         return future
@@ -70,7 +73,7 @@ class Pool:
         )
 
     def submit(self, function: Callable[[Any], Any], argument: Any, timeout: float | None = None) -> Future[Any]:
-        return _translated(self._pool.schedule(function, args=(argument,), timeout=timeout), timeout)
+        return _translated(self._pool.schedule(_in_worker, args=(function, argument), timeout=timeout), timeout)
 
     def close(self, now: bool = False) -> None:
         if now:
@@ -92,6 +95,35 @@ def _start_worker(preload: tuple[str, ...]) -> None:
             print(f"evalkit: worker: {error}", file=sys.stderr)
 
 
+def _in_worker(function: Callable[[Any], Any], argument: Any) -> tuple[bool, bytes, str]:
+    """Whether it returned, the pickled result or exception, and the exception in words.
+
+    Pickled here, because an object that cannot be pickled or unpickled would take the whole pool down.
+    """
+    try:
+        return True, pickle.dumps(function(argument)), ""
+    except SystemExit as error:
+        fault: BaseException = Crashed(_how_it_died(error.code))
+    except BaseException as error:
+        fault = error
+    words = f"{type(fault).__name__}: {fault}"
+    try:
+        return False, pickle.dumps(fault), words
+    except Exception:
+        return False, b"", words
+
+
+def _unpacked(returned: bool, pickled: bytes, words: str) -> Any:
+    try:
+        value = pickle.loads(pickled)
+    except Exception as error:
+        why = words or f"the worker's result cannot be unpickled: {type(error).__name__}: {error}"
+        raise EvalkitError(why) from error
+    if returned:
+        return value
+    raise value if isinstance(value, Exception) else EvalkitError(words)
+
+
 def _translated(inner: Any, timeout: float | None) -> Future[Any]:
     """A future that ends in `Crashed` or `TimedOut` instead of pebble's own exceptions."""
     from pebble import ProcessExpired
@@ -105,11 +137,14 @@ def _translated(inner: Any, timeout: float | None) -> Future[Any]:
             return
         error = finished.exception()
         if error is None:
-            outer.set_result(finished.result())
+            try:
+                outer.set_result(_unpacked(*finished.result()))
+            except Exception as fault:
+                outer.set_exception(fault)
         elif isinstance(error, ProcessExpired):
             outer.set_exception(Crashed(_how_it_died(error.exitcode)))
         elif isinstance(error, TimeoutError):
-            outer.set_exception(TimedOut(f"timed out after {timeout:g} s"))
+            outer.set_exception(TimedOut(f"timed out after {timeout or 0:g} s"))
         else:
             outer.set_exception(error)
 
@@ -117,8 +152,8 @@ def _translated(inner: Any, timeout: float | None) -> Future[Any]:
     return outer
 
 
-def _how_it_died(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
+def _how_it_died(exitcode: Any) -> str:
+    if isinstance(exitcode, int) and exitcode < 0:
         try:
             return f"crashed the interpreter ({signal.Signals(-exitcode).name})"
         except ValueError:

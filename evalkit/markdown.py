@@ -58,14 +58,17 @@ def clips_text(task: Mapping[str, Any]) -> str:
     """``400 of 2,000 clips``, and how many of these were used."""
     data, selection = task["identity"]["dataset"], task["identity"]["selection"]
     present, expected, used = data["present"], data["expected"], selection["clips"]
-    text = f"{present:,} of {expected:,} clips" if present != expected else f"all {present:,} clips"
+    if not expected:
+        text = f"{present:,} clips (of no official set)"
+    else:
+        text = f"{present:,} of {expected:,} clips" if present != expected else f"all {present:,} clips"
     return text if used == present else f"{used:,} selected from {text}"
 
 
 def _about(table: Table) -> list[str]:
     about, identity = table.task["about"], table.task["identity"]
     data = identity["dataset"]
-    partial = "" if data["present"] == data["expected"] else " **Partial data.**"
+    partial = " **Partial data.**" if data["expected"] and data["present"] != data["expected"] else ""
     lines = [f"{escape_markdown(about['dataset_summary'])} ({code(data['name'])}, version "
              f"{escape_markdown(str(data['version']))}, layout {escape_markdown(data['layout'])}): "
              f"**{clips_text(table.task)}**.{partial} Prepared: {escape_markdown(about['prepare'])}."]
@@ -110,7 +113,7 @@ def _grid(table: Table, columns: Sequence[Column], *, rate: bool = False, ranks:
 
 def _system_cell(row: Row) -> str:
     role = row.result["system"]["role"]
-    return code(row.label) + ("" if role == "codec" else f" *{role}*")
+    return code(row.label) + ("" if role in ("codec", None) else f" *{role}*")
 
 
 def rate_text(row: Row) -> str:

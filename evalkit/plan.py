@@ -126,10 +126,10 @@ def expand_tasks(specs: Sequence[str]) -> list[Task]:
         spec = parse_spec(text)
         path, _, attribute = spec.name.rpartition(":")
         if path.endswith(".py"):
-            function = getattr(registry.load_file(path), attribute, None)
-            if not hasattr(function, "tasks"):
+            made = getattr(getattr(registry.load_file(path), attribute, None), "tasks", None)
+            if made is None:
                 raise UsageError(f"{text}: {path} has no function {attribute!r} decorated with @task")
-            found = [t.name for t in function.tasks]
+            found = [t.name for t in made]
         else:
             found = [spec.name] if spec.name in known else [t for t in known if spec.name == t.rpartition("-")[0]]
         if not found:
@@ -215,6 +215,8 @@ def resolve_systems(specs: Sequence[str], executor: Executor, timeout: float | N
             described = future.result()
         except Exception as error:
             described = {"spec": spec, "error": reason(error)}
+        if described.get("usage"):
+            raise UsageError(described["error"])
         described.setdefault("name", spec)
         out.setdefault(described["name"], described)
     return tuple(out.values())

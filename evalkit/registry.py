@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from evalkit.audio import Prepare
 from evalkit.errors import EvalkitError, UsageError
 
 Kind = Literal["tasks", "systems", "metrics", "datasets"]
 Domain = Literal["speech", "music", "sound"]
+Direction = Literal["lower", "higher", "none"]
 
 BUILTIN: dict[Kind, tuple[str, ...]] = {
     "systems": (
@@ -94,7 +95,7 @@ class MetricInfo:
     function: Callable[..., Any]
     version: str
     unit: str
-    direction: Literal["lower", "higher", "none"]
+    direction: Direction
     group: str
     summary: str
     level: Literal["sample", "corpus"] = "sample"
@@ -183,7 +184,7 @@ def system(name: str, *, summary: str, **declaration: Any) -> Callable[[Any], An
 
 
 def metric(
-    name: str, *, unit: str, direction: Literal["lower", "higher", "none"], version: str = "1", group: str = "other",
+    name: str, *, unit: str, direction: Direction, version: str = "1", group: str = "other",
     **declaration: Any,
 ) -> Callable[[Any], Any]:
     """Register a sample metric: a pure function of named parts of a sample that returns one float.
@@ -196,6 +197,8 @@ def metric(
             name=name, function=function, version=version, unit=unit, direction=direction, group=group,
             summary=_first_line(function), **declaration,
         )
+        if direction not in get_args(Direction):
+            raise EvalkitError(f"metric {name!r}: direction={direction!r} is none of {', '.join(get_args(Direction))}")
         unknown = [n for n in info.needs if n not in SAMPLE_FIELDS]
         if unknown:
             raise EvalkitError(f"metric {name!r} asks for {unknown[0]!r}; a sample offers {', '.join(SAMPLE_FIELDS)}")
@@ -220,6 +223,10 @@ def task(function: Callable[[], Any] | None = None) -> Any:
         made = f()
         f.tasks = tuple(made) if isinstance(made, (list, tuple)) else (made,)
         for one in f.tasks:
+            if not isinstance(one, Task):
+                raise EvalkitError(f"@task {f.__qualname__}: returned {type(one).__name__}, expected one Task or several")
+            if not one.metrics:
+                raise EvalkitError(f"task {one.name!r} names no metric")
             _registries["tasks"].add(one.name, one, f"{f.__module__}.{f.__qualname__}")
         return f
 
@@ -264,7 +271,8 @@ def get(kind: Kind, name: str) -> Any:
     if name not in registry.entries:
         import difflib
 
-        near = difflib.get_close_matches(name, registry.entries, n=3)
+        known = [*registry.entries, *({t.rpartition("-")[0] for t in registry.entries} if kind == "tasks" else ())]
+        near = difflib.get_close_matches(name, known, n=3)
         hint = f"did you mean {', '.join(near)}?" if near else f"`evalkit list {kind}` shows what there is"
         raise UsageError(f"no {kind[:-1]} named {name!r}: {hint}")
     return registry.entries[name]
@@ -299,7 +307,7 @@ def load_file(path: str | os.PathLike[str]) -> Any:
         spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[module_name]
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        if isinstance(error, KeyboardInterrupt):
             raise
         raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     _user_files[str(path)] = module_name
@@ -337,7 +345,7 @@ def _load_point(kind: Kind, point: EntryPoint) -> None:
     registry.loaded.add(key)
     try:
         point.load()
-    except Exception as error:  # a plug-in may raise anything; it must not take the harness down
+    except (Exception, SystemExit) as error:  # a plug-in may raise anything; it must not take the harness down
         owner = point.dist.name if point.dist else "unknown distribution"
         warnings.warn(
             f"plug-in {point.name!r} ({point.value}, of {owner}) was not loaded: {type(error).__name__}: {error}",

@@ -8,6 +8,7 @@ a comma inside a spec is written ``\\,``.
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import typing
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def parse_spec(text: str) -> Spec:
     pairs = tuple((o.split("=", 1)[0], o.split("=", 1)[1]) for o in options)
     if len({k for k, _ in pairs}) < len(pairs):
         raise UsageError(f"spec {text!r}: an option is given twice")
-    found = re.match(r"^(.*\.py):([A-Za-z_]\w*)(?::(.*))?$", head)
+    found = re.fullmatch(r"(.*\.py):([A-Za-z_]\w*)(?::(.*))?", head, re.DOTALL)
     if found:
         return Spec(f"{found[1]}:{found[2]}", found[3], pairs)
     name, colon, argument = head.partition(":")
@@ -93,17 +94,24 @@ def build(factory: Any, spec: Spec) -> Any:
 def full_name(name: str, built: Any, factory: Any, spec: Spec) -> str:
     """The spec with every parameter written out, defaults included: ``opus:6@complexity=10@frame_ms=20``.
 
-    Values are read back from attributes of the built object where it keeps them under the parameter's name
+    Values are read back from attributes of the built object where it keeps plain ones under the parameter's name
     (dataclasses do), so that a default resolved at construction is shown resolved.
     """
     parameters = _parameters(factory)
-    given = dict(spec.options)
+    texts = dict(spec.options)
+    if spec.argument is not None:
+        texts[next(iter(parameters))] = spec.argument
+    given = {key: _convert(spec, parameters[key], text) for key, text in texts.items()}
     options = []
     argument = spec.argument
     for i, p in enumerate(parameters.values()):
-        value = getattr(built, p.name, given.get(p.name, p.default))
-        text = f"{value:g}" if isinstance(value, float) else str(value)
-        if i == 0:
+        value = getattr(built, p.name, None)
+        if not isinstance(value, (str, int, float, os.PathLike)):  # a model loaded from the path of that name, perhaps
+            value = given.get(p.name, p.default)
+        # Two values that differ have names that differ: results are kept under them.
+        short = isinstance(value, float) and float(f"{value:g}") == value
+        text = f"{value:g}" if short else str(value)
+        if i == 0 and (value is not None or argument is not None):
             argument = text
         elif value is not None:
             options.append((p.name, text))

@@ -181,7 +181,8 @@ def _column(
             cells[label] = Cell(None, coverage=counts(r, name), reason=f"n/a: {note}", note=note)
         elif metric["level"] == "corpus":
             c = metric["corpus"]
-            cells[label] = Cell(c["value"], c["low"], c["high"], coverage=counts(r, name), note=c["note"],
+            cells[label] = Cell(c["value"], c["low"], c["high"], coverage=counts(r, name),
+                                note=c["note"] if c["value"] is not None else "",
                                 reason="" if c["value"] is not None else _corpus_reason(metric))
         else:
             found = {i: v for i, v in zip(r["clips"]["id"], metric["values"], strict=True) if v is not None}

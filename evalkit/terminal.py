@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from evalkit.markdown import ARROWS, clips_text, rate_text
-from evalkit.table import Cell, Table
 from evalkit.text import printable, with_interval
+
+if TYPE_CHECKING:
+    from evalkit.table import Cell, Table
 
 
 def console() -> Any:
     """A rich console on stdout: as wide as the terminal, 160 columns where there is none."""
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=160)
+    return Console(emoji=False) if sys.stdout.isatty() else Console(width=160, emoji=False)
 
 
 def show_table(table: Table, out: Any = None) -> None:
     """The headline columns of one task."""
     from rich.table import Table as RichTable
     from rich.text import Text
+
+    from evalkit.markdown import ARROWS, clips_text, rate_text
 
     out = out or console()
     shown = RichTable(title=Text(f"{table.task['name']}: {clips_text(table.task)}"), title_justify="left", show_lines=True)
@@ -33,7 +36,7 @@ def show_table(table: Table, out: Any = None) -> None:
     for row in table.rows:
         role = row.result["system"]["role"]
         label = Text(printable(row.label))
-        if role != "codec":
+        if role not in ("codec", None):
             label.append(f"\n{role}", style="dim")
         rate = rate_text(row).replace(" *declared*", "\ndeclared")
         shown.add_row(label, rate, *(_cell(row.cells[c.name]) for c in table.headline))
@@ -42,8 +45,8 @@ def show_table(table: Table, out: Any = None) -> None:
     notes += sorted({f"{c.name}: {n}" for c in table.headline for n in c.notes})
     out.print(Text("mean [95% interval over clusters], #rank with ties and tie group, clips scored/failed/n.a./missing"
                    + "".join(f"\n‡ {printable(n)}" for n in notes), style="dim"))
-    for label, why in table.refused:
-        out.print(Text(f"refused: {printable(label)} differs in {printable(why)}", style="yellow"))
+    for who, why in table.refused:
+        out.print(Text(f"refused: {printable(who)} differs in {printable(why)}", style="yellow"))
 
 
 def _cell(cell: Cell) -> Any:
@@ -59,14 +62,19 @@ def _cell(cell: Cell) -> Any:
     return text
 
 
-def show_columns(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], out: Any = None) -> None:
-    """A plain listing. Cells are text, never markup."""
-    from rich.table import Table as RichTable
-    from rich.text import Text
+def show_columns(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain listing; the last column wraps. Without rich, whose import would be most of `evalkit list`."""
+    import shutil
+    import textwrap
 
-    shown = RichTable(title=title, title_justify="left", box=None, pad_edge=False)
-    for i, name in enumerate(head):
-        shown.add_column(name, overflow="fold", no_wrap=i == 0)
-    for row in rows:
-        shown.add_row(*(Text(printable(c)) for c in row))
-    (out or console()).print(shown)
+    cells = [[printable(c) for c in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)][:-1]
+    indent = sum(widths) + 2 * len(widths)
+    room = max(40, (shutil.get_terminal_size().columns if sys.stdout.isatty() else 160) - indent)
+    if title:
+        print(printable(title))
+    for row in cells:
+        first, *more = textwrap.wrap(row[-1], room) or [""]
+        print("".join(c.ljust(w + 2) for c, w in zip(row, widths, strict=False)) + first)
+        for line in more:
+            print(" " * indent + line)

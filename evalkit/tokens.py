@@ -22,7 +22,7 @@ class Tokens:
         codes: integers ``[codebooks, frames]``, row k in ``0..sizes[k]-1``.
         sizes: number of codes K of each codebook.
         frame_rate: frames per second of audio. For a byte stream: bytes / seconds.
-        samples: samples per channel of the clip the tokens stand for, at ``sample_rate``; decode restores exactly these.
+        samples: samples per channel of the clip that the tokens stand for, at ``sample_rate``; decode restores these.
         sample_rate: in Hz, the rate that the encoder was given.
         side_bits: bits of side information per clip that the decoder needs beside the codes (scales, offsets, ...).
         container_bits: bits that the format's own framing adds in a file (headers, packet lengths).
@@ -58,8 +58,10 @@ class Tokens:
             raise ContractError(f"frame rate {self.frame_rate}")
         if self.samples < 1 or self.sample_rate < 1:
             raise ContractError(f"samples={self.samples}, sample_rate={self.sample_rate}: both must be positive")
-        if self.side_bits < 0 or self.container_bits < 0:
-            raise ContractError("side_bits and container_bits cannot be negative")
+        if not all(math.isfinite(b) and b >= 0 for b in (self.side_bits, self.container_bits)):
+            raise ContractError(
+                f"side_bits={self.side_bits}, container_bits={self.container_bits}: each must be finite, not negative"
+            )
         smallest = np.min_scalar_type(max(self.sizes, default=2) - 1)
         object.__setattr__(self, "codes", np.ascontiguousarray(codes, dtype=smallest))
         object.__setattr__(self, "sizes", tuple(int(k) for k in self.sizes))

@@ -23,7 +23,7 @@ from evalkit.applicability import why_not
 from evalkit.audio import Clip, Prepare, fit_length, read_clip, resample, resampled_length
 from evalkit.cost import Cost, now, peak_memory, reset_peak_memory
 from evalkit.datasets import Item
-from evalkit.errors import AudioError, ContractError, EvalkitError, NotApplicable
+from evalkit.errors import AudioError, ContractError, EvalkitError, NotApplicable, UsageError
 from evalkit.identity import digest, source_hash, versions
 from evalkit.record import RunDirectory
 from evalkit.registry import MetricInfo
@@ -107,7 +107,7 @@ def describe(spec: str) -> dict[str, Any]:
             "batch_size": int(getattr(system, "batch_size", 1)),
         }
     except Exception as error:
-        return {"spec": spec, "error": reason(error)}
+        return {"spec": spec, "error": reason(error), "usage": isinstance(error, UsageError)}
 
 
 def reason(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def test_hostile_files_beside_good_ones(tmp_path: Path) -> None:
             assert piece in str(found[name]), (name, found[name])
     assert not list(tmp_path.rglob("pwned"))
     page = (tmp_path / "run-mixed" / "tables").glob("*.md").__next__().read_text()
-    assert "<img" not in page
+    assert "<img" not in re.sub(r"`[^`\n]*`", "", page)  # inside a code span it is text
     assert "\x1b" not in page
     json.loads((tmp_path / "run-mixed" / "run.json").read_text())
 

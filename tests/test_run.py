@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -442,3 +443,63 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+class Threads:
+    """An executor on another engine: all that the runner asks of one."""
+
+    workers = 3
+
+    def __init__(self) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        self.pool = ThreadPoolExecutor(self.workers)
+        self.closed = False
+
+    def submit(self, function: Callable[[Any], Any], argument: Any, timeout: float | None) -> Any:
+        return self.pool.submit(function, pickle.loads(pickle.dumps(argument)))  # units travel by value
+
+    def close(self, now: bool = False) -> None:
+        self.closed = True
+
+
+def test_an_executor_of_ones_own_gives_the_same_results(bench: Path) -> None:
+    engine = Threads()
+    with engine.pool:
+        elsewhere = run(_request("pcm:8", "noise"), out="elsewhere", executor=engine)
+    here = run(_request("pcm:8", "noise"), out="here", jobs=1)
+    assert not engine.closed  # it is the caller's
+    for a, b in zip(elsewhere.results, here.results, strict=True):
+        steady = [{n: m for n, m in r["metrics"].items() if m["deterministic"]} for r in (a, b)]
+        assert steady[0] == steady[1]
+
+
+BATCHED = '''
+import numpy as np
+from evalkit import Clip, Tokens
+
+class Batched:
+    batch_size = 3
+    def encode(self, clip):
+        return self.encode_batch([clip])[0]
+    def decode(self, tokens, seed):
+        return self.decode_batch([tokens], [seed])[0]
+    def encode_batch(self, clips):
+        open("batches", "a").write(f"{len(clips)} ")
+        if len(clips) > 1 and any(c.id == "b" for c in clips):
+            raise RuntimeError("b spoils its batch")
+        if any(c.id == "b" for c in clips):
+            raise RuntimeError("b alone")
+        return [Tokens((c.samples > 0).astype(int), (2,), c.sample_rate, c.length, c.sample_rate) for c in clips]
+    def decode_batch(self, tokens, seeds):
+        return [Clip(t.codes * 0.2 - 0.1, t.sample_rate) for t in tokens]
+'''
+
+
+def test_a_bad_clip_does_not_spoil_its_batch(bench: Path) -> None:
+    (bench / "batched.py").write_text(BATCHED)
+    outcome = run(_request("batched.py:Batched"), out="out", jobs=1)
+    row = outcome.results[0]
+    assert counts(row, "mse") == (3, 1, 0, 0)
+    assert [w.partition(" at ")[0] for w in _reasons(row)] == ["RuntimeError: b alone"]
+    assert (bench / "batches").read_text().split()[0] == "3"

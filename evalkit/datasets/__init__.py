@@ -55,7 +55,11 @@ class Archive:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a reader found. ``items`` in a stable order; ``name`` of the recognised layout; ``notes`` for the tables."""
+    """What a reader found.
+
+    ``items`` in a stable order; ``name`` of the recognised layout; ``expected`` clips of the whole, 0 where what was
+    found is no official set (a folder of one's own); ``notes`` for the tables.
+    """
 
     items: list[Item]
     name: str

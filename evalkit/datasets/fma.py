@@ -91,7 +91,7 @@ def read(root: Path, *, subset: str | None = None, excerpt: float = 10.0, most: 
     each = 1 if official == "full" else max(1, min(most, int(_TRIMMED_SECONDS / excerpt)))
     if missing:
         notes.append(f"the size of the whole counts {each} for each absent track")
-    return Layout(items, name, len(items) + missing * each, tuple(notes))
+    return Layout(items, name, 0 if official is None else len(items) + missing * each, tuple(notes))
 
 
 def _cut(id: str, entry: Entry, seconds: float | None, excerpt: float, most: int) -> list[Item]:

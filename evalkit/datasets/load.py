@@ -37,7 +37,8 @@ class Loaded:
     @property
     def coverage(self) -> str:
         """``400 of 2,000 clips``."""
-        return f"{len(self.layout.items):,} of {self.layout.expected:,} clips"
+        present, expected = len(self.layout.items), self.layout.expected
+        return f"{present:,} of {expected:,} clips" if expected else f"{present:,} clips (of no official set)"
 
 
 def load_dataset(spec_text: str, data_root: str | os.PathLike[str] | None = None) -> Loaded:

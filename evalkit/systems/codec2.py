@@ -16,6 +16,12 @@ from evalkit.tokens import Tokens
 
 MODES = (3200, 2400, 1600, 1400, 1300, 1200, 700)
 
+DELAY = {700: 232}
+"""Samples at 8 kHz by which the decoded speech is late, encoder and decoder together; 152 where not named.
+
+Measured: the shift of least log-spectral distance on read speech, whose median over speakers is this to within 1 ms.
+"""
+
 DECODE = """
 import sys, numpy as np, pycodec2
 mode, size = int(sys.argv[1]), int(sys.argv[2])
@@ -35,7 +41,8 @@ class Codec2:
     """Codec2 at ``mode`` bits/s; mode 700 is 700C. Speech, 8 kHz, mono.
 
     A frame's bits are split into equal codebooks of at most 16 bits, so that frame rate x sum log2 K is the mode's rate
-    (700: 25 frames/s x 2 x 14 bits). The vocoder is not time aligned to the sample and does not keep the waveform.
+    (700: 25 frames/s x 2 x 14 bits). The codec's delay (19 ms, 29 ms in mode 700) is removed, so that spectra line up;
+    that may take a frame more. A vocoder does not keep the waveform: SNR and its like say nothing about it.
 
     The C decoder draws its unvoiced phases from one global generator that cannot be seeded, so its output depends on
     what the process decoded before. Each clip is therefore decoded in a fresh process: the same bytes every time.
@@ -56,10 +63,14 @@ class Codec2:
     def channels(self) -> int:
         return 1
 
+    @property
+    def delay(self) -> int:
+        return DELAY.get(self.mode, 152)
+
     def encode(self, clip: Clip) -> Tokens:
         codec = _new(self.mode)
         n, bits = codec.samples_per_frame(), codec.bits_per_frame()
-        frames = -(-clip.length // n)
+        frames = -(-(clip.length + self.delay) // n)
         pcm = np.round(np.clip(clip.samples[0], -1, 1) * 32767).astype(np.int16)
         pcm = np.pad(pcm, (0, frames * n - clip.length)).reshape(frames, n)
         data = np.frombuffer(b"".join(codec.encode(frame) for frame in pcm), dtype=np.uint8).reshape(frames, -1)
@@ -78,7 +89,7 @@ class Codec2:
             last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
             raise ContractError(f"pycodec2 failed: {last}")
         pcm = np.frombuffer(done.stdout, dtype="<i2").astype(np.float32) / 32768
-        return Clip(fit_length(pcm[None, :], tokens.samples), 8_000)
+        return Clip(fit_length(pcm[None, self.delay :], tokens.samples), 8_000)
 
 
 def _books(bits: int) -> int:

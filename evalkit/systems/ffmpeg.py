@@ -17,7 +17,7 @@ OPUS_FRAMES_MS = (2.5, 5.0, 10.0, 20.0, 40.0, 60.0)
 
 
 @system(
-    "opus", licence="BSD-3-Clause", requires=("av",), summary="Opus (libopus), any rate from 0.5 kbps; meant for 6 and up",
+    "opus", licence="BSD-3-Clause", requires=("av",), summary="Opus (libopus) at a constant rate, meant for 6 kbps on",
     citation="Valin, Vos, Terriberry (2012), Definition of the Opus audio codec, RFC 6716",
 )
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ MP3_RATES = {
     64: 44_100, 80: 44_100, 96: 44_100, 112: 44_100, 128: 44_100, 160: 44_100,
     192: 44_100, 224: 44_100, 256: 44_100, 320: 44_100,
 }
-"""The sample rate LAME itself picks for a constant rate in mono (optimum_bandwidth x 1.5, optimum_samplefreq in lame.c)."""
+"""The sample rate LAME itself picks for a constant mono rate (lame.c: optimum_bandwidth x 1.5, optimum_samplefreq)."""
 
 MP3_KBPS = {
     "MPEG-1": (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evalkit.audio import Clip, fit_length, mono, read_clip, resample
+from evalkit.datasets.folder import SUFFIXES
 from evalkit.datasets.manifest import FileFacts, file_sha256
 from evalkit.errors import DataError, UsageError
 from evalkit.registry import system
@@ -20,9 +21,10 @@ ROUNDING = 2
 class Files:
     """A folder with one decoded file a clip, matched by name.
 
-    The clip ``test-clean/61/70970/61-70970-0024`` is matched by ``61-70970-0024.<any suffix>`` anywhere below the
-    folder; an excerpt ``track#10`` by ``track#10.<any suffix>``. Files are mixed down if the clip is mono, resampled to
-    the clip's rate, and must have its length up to rounding. The bit rate is declared, not measured, and shown so.
+    The clip ``test-clean/61/70970/61-70970-0024`` is matched by ``61-70970-0024.<audio suffix>`` anywhere below the
+    folder; an excerpt ``track#10`` by ``track#10.<audio suffix>``, never by a cut of the whole track. Files are mixed
+    down if the clip is mono, resampled to the clip's rate, and must have its length up to rounding. The bit rate is
+    declared, not measured, and shown so.
 
     Args:
         folder: where the files are.
@@ -41,11 +43,13 @@ class Files:
         root = Path(self.folder)
         if not root.is_dir():
             raise UsageError(f"files:{self.folder}: no such folder")
-        for path in sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()):
+            if path.name.startswith("."):
+                continue
             for name in {path.stem, path.name}:  # ids keep a suffix where two files differ in nothing else
                 self._index.setdefault(name, []).append(path)
         if not self._index:
-            raise UsageError(f"files:{self.folder}: the folder is empty")
+            raise UsageError(f"files:{self.folder}: no audio file in or below the folder ({', '.join(SUFFIXES)})")
 
     @property
     def declared_kbps(self) -> float | None:
@@ -56,14 +60,17 @@ class Files:
         h = hashlib.sha256()
         with FileFacts(None) as facts:
             for path in sorted({p for paths in self._index.values() for p in paths}):
-                h.update(f"{path.relative_to(self.folder)}\0{file_sha256(path, facts)}\0".encode("utf-8", "surrogateescape"))
+                line = f"{path.relative_to(self.folder)}\0{file_sha256(path, facts)}\0"
+                h.update(line.encode("utf-8", "surrogateescape"))
         return h.hexdigest()
 
     def reconstruct(self, clip: Clip, seed: int) -> Clip:
         name = clip.id.rpartition("/")[2]
         found = self._index.get(name, [])
         if not found:
-            raise DataError(f"no file named {name}.* below {self.folder}")
+            track = name.rpartition("#")[0]
+            hint = f": {self._index[track][0].name} is the whole track, cut it first" if track in self._index else ""
+            raise DataError(f"no file named {name}.* below {self.folder}{hint}")
         if len(found) > 1:
             raise DataError(f"two files for {name}: {found[0]} and {found[1]}; keep one")
         made = read_clip(found[0])

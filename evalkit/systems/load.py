@@ -55,7 +55,7 @@ def _from_file(spec: Spec) -> SystemInfo:
         own = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
         raise UsageError(f"{path} has no {attribute!r}; it defines {', '.join(own) or 'no class or function'}")
     if not callable(factory):
-        raise UsageError(f"{spec.name} is a {type(factory).__name__}; expected a class or a function that builds a system")
+        raise UsageError(f"{spec.name} is a {type(factory).__name__}, not a class or a function that builds a system")
     if isinstance(getattr(factory, "info", None), SystemInfo):
         return factory.info
     declared = {key: getattr(factory, key) for key in CLASS_DECLARATION if hasattr(factory, key)}

@@ -1,4 +1,4 @@
-"""`mdct:KBPS`: the largest MDCT coefficients of a clip, entropy-coded into real bytes. What a transform alone can do."""
+"""`mdct:KBPS`: the largest MDCT coefficients of a clip, entropy-coded into real bytes: a transform alone."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Mdct:
     """Top-k MDCT codec: sine window, no psychoacoustics, least squared error for its bits.
 
     The k largest coefficients of the whole clip (all channels) are kept and uniformly quantised with the step that puts
-    the k-th at the edge of the dead zone; places, signs and sizes go through a context-adaptive binary arithmetic coder.
-    The output bytes are the codes, and they are all that is decoded (beside the length and rate that every system is
-    given). k is searched so that the bytes do not exceed ``kbps`` times the clip's duration; 90 % or more of that is
-    used unless the clip has no more coefficients to send. A clip whose budget is less than the 4-byte header is n/a.
+    the k-th at the edge of the dead zone; places, signs and sizes go through a context-adaptive binary arithmetic
+    coder. The output bytes are the codes, and they are all that is decoded (beside the length and rate that every
+    system is given). k is searched so that the bytes do not exceed ``kbps`` times the clip's duration; 90 % or more of
+    that is used unless the clip has no more coefficients to send. A budget below the 4-byte header is n/a.
 
     Args:
         kbps: kilobits per second, all channels together.

@@ -20,11 +20,13 @@ MU = 255
 )
 @dataclass(frozen=True)
 class Pcm:
-    """Uniform mid-rise quantiser: 2**bits steps of width 2 / 2**bits cover -1..1, each decoded to its centre.
+    """Uniform mid-rise quantiser: 2**bits cells of width 2 / (2**bits - 1/2), each decoded to its centre.
 
-    The SNR of a full-scale sine is 6.02 N + 1.76 dB, within 0.5 dB from N = 2 on. Mid-rise is the uniform quantiser
-    that uses all 2**N codes without overload at +1; its price is that silence decodes to half a step, not to 0. Samples
-    beyond +-1 are clipped to the outermost code. One codebook a channel, one frame a sample.
+    The SNR of a full-scale sine is 6.02 N + 1.76 dB within 0.25 dB from N = 2 on. The quantiser's range is full scale
+    and a quarter of a step: with steps of 2 / 2**bits the crests of the sine, where it spends most of its time, would
+    fall on the outer edges of the last cells, which costs 1.0 dB at 2 bits and 0.53 dB at 4. Mid-rise uses all 2**N
+    codes without overload; its price is that silence decodes to half a step, not to 0. What lies beyond the range gets
+    the outermost code. One codebook a channel, one frame a sample.
 
     Args:
         bits: 1 to 24.
@@ -38,12 +40,12 @@ class Pcm:
 
     def encode(self, clip: Clip) -> Tokens:
         half = 2 ** (self.bits - 1)
-        codes = np.clip(np.floor(clip.samples.astype(np.float64) * half) + half, 0, 2 * half - 1).astype(np.int64)
-        return _sample_tokens(clip, codes, 2 * half)
+        cells = np.floor(clip.samples.astype(np.float64) * (half - 0.25)) + half
+        return _sample_tokens(clip, np.clip(cells, 0, 2 * half - 1).astype(np.int64), 2 * half)
 
     def decode(self, tokens: Tokens, seed: int) -> Clip:
         half = 2 ** (self.bits - 1)
-        return Clip((tokens.codes.astype(np.float64) - half + 0.5) / half, tokens.sample_rate)
+        return Clip((tokens.codes.astype(np.float64) - half + 0.5) / (half - 0.25), tokens.sample_rate)
 
 
 @system(
