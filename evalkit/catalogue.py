@@ -70,15 +70,16 @@ def explain_metric(name: str, task: str | None = None) -> str:
     if task:
         from evalkit.plan import expand_tasks
 
-        lines += ["", *(_on_task(info, t) for t in expand_tasks([task]))]
+        lines += ["", *(_on_task(info, name, t) for t in expand_tasks([task]))]
     return "\n".join(lines)
 
 
-def _on_task(info: MetricInfo, task: Task) -> str:
+def _on_task(info: MetricInfo, spec: str, task: Task) -> str:
     """One sentence: applies, or the reason why not, from the declarations."""
+    from evalkit.datasets.load import find
     from evalkit.spec import parse_spec
 
-    data = registry.get("datasets", parse_spec(task.dataset).name)
+    data = find(parse_spec(task.dataset).name)
     cause = why_not(info, data.domain, task.prepare.sample_rate, task.prepare.seconds)
-    used = "" if info.name in task.metrics else f" (not among the task's own metrics; --metric {info.name} adds it)"
+    used = "" if info.name in task.metrics else f" (not among the task's own metrics; --metric {spec} adds it)"
     return f"{task.name}: n/a: {cause}" if cause else f"{task.name}: applies to {data.domain}, {task.prepare.describe()}{used}"

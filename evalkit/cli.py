@@ -132,7 +132,7 @@ def run(out: Path | None, jobs: int, timeout: float, retry_failed: bool, dry_run
         return
     shown = progress.make()
     outcome = run_it(request, out=out, jobs=jobs, timeout=timeout, retry_failed=retry_failed, progress=shown)
-    _finish(outcome, request.baseline, as_json)
+    _finish(outcome, as_json)
 
 
 @cli.command()
@@ -147,13 +147,13 @@ def score(directory: Path, metrics: Any, jobs: int, timeout: float, as_json: boo
     from evalkit.run import rescore
 
     outcome = rescore(directory, metrics=_joined(metrics), jobs=jobs, timeout=timeout, progress=progress.make())
-    _finish(outcome, None, as_json)
+    _finish(outcome, as_json)
 
 
-def _finish(outcome: Any, baseline: str | None, as_json: bool) -> None:
+def _finish(outcome: Any, as_json: bool) -> None:
     from evalkit.report import write_report
 
-    report = write_report(outcome, baseline)
+    report = write_report(outcome)
     if as_json:
         print(json.dumps({"run": str(outcome.directory), "exit_code": outcome.exit_code, "errors": outcome.errors,
                           "files": [str(p) for p in report.files], "rows": report.rows}, indent=1))

@@ -33,15 +33,19 @@ def examine() -> list[Finding]:
     """Run every check; a check that raises is a finding, not an error."""
     findings = [Finding("ok", "python", f"{sys.version.split()[0]} at {sys.prefix}")]
     findings += _names()
-    for name, check, essential in (
-        ("soundfile", _soundfile, True), ("soxr", _soxr, True), ("pyloudnorm", _loudness, True), ("PyAV opus", _opus, True),
-        ("PyAV mp3", _mp3, True), ("worker processes", _workers, True), ("file locks", _locks, True),
-        ("codec2 (extra)", _codec2, False), ("torch (not needed yet)", _torch, False),
-    ):
-        findings.append(_try(name, check, essential))
+    findings += [_try(*check) for check in _checks()]
     findings += _plugins()
     findings += _data()
     return findings
+
+
+def _checks() -> list[tuple[str, Callable[[], str], bool]]:
+    """Name, check, and whether the main job needs it."""
+    return [
+        ("soundfile", _soundfile, True), ("soxr", _soxr, True), ("pyloudnorm", _loudness, True),
+        ("PyAV opus", _opus, True), ("PyAV mp3", _mp3, True), ("worker processes", _workers, True),
+        ("file locks", _locks, True), ("codec2 (extra)", _codec2, False), ("torch (not needed yet)", _torch, False),
+    ]
 
 
 def _try(name: str, check: Callable[[], str], essential: bool) -> Finding:
@@ -58,7 +62,8 @@ def _names() -> Iterator[Finding]:
     try:
         yield Finding("ok", DISTRIBUTION, importlib.metadata.version(DISTRIBUTION))
     except importlib.metadata.PackageNotFoundError:
-        yield Finding("FAIL", DISTRIBUTION, "not installed as a distribution, so no plug-in or command works: pip install -e .")
+        why = "not installed as a distribution, so no plug-in or command works: pip install -e ."
+        yield Finding("FAIL", DISTRIBUTION, why)
     owners = importlib.metadata.packages_distributions()
     for package in ("evalkit", *registry.OWN_PACKAGES):
         others = sorted(set(owners.get(package, ())) - {DISTRIBUTION})
@@ -67,7 +72,8 @@ def _names() -> Iterator[Finding]:
                 registry.check_own_package(package)
             if others:
                 remedy = f"pip uninstall {others[0]}, then reinstall {DISTRIBUTION}"
-                yield Finding("FAIL", f"package {package}", f"also owned by the unrelated {', '.join(others)}: {remedy}")
+                who = ", ".join(others)
+                yield Finding("FAIL", f"package {package}", f"also owned by the unrelated {who}: {remedy}")
             else:
                 yield Finding("ok", f"package {package}", "this distribution's own")
         except EvalkitError as error:
@@ -186,7 +192,8 @@ def _torch() -> str:
     version = importlib.metadata.version("torch")
     for package in ("torchaudio", "torchvision"):
         if importlib.util.find_spec(package):
-            done = subprocess.run([sys.executable, "-c", f"import {package}"], capture_output=True, text=True, timeout=120)
+            command = [sys.executable, "-c", f"import {package}"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
             if done.returncode:
                 last = done.stderr.strip().rpartition("\n")[2]
                 raise Unavailable(f"torch {version}, but {package} does not import ({last}) and its presence breaks "

@@ -6,6 +6,7 @@ Two results may share a row or a cache entry only when their identities are equa
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -94,9 +95,13 @@ def _collect(obj: Any, seen: dict[str, Any]) -> None:
     if not (inspect.isclass(obj) or inspect.isfunction(obj)):
         return
     key = f"{obj.__module__}.{obj.__qualname__}"
+    source = _normalised_source(obj)
+    closure = getattr(obj, "__closure__", None) or ()
+    if closure:  # several closures share one name and source: tell them apart by content
+        key += ":" + ",".join(_name_of(cell) for cell in closure)
     if key in seen:
         return
-    seen[key] = _normalised_source(obj)
+    seen[key] = source
     package = obj.__module__.partition(".")[0]
     if inspect.isclass(obj):
         for base in obj.__bases__:
@@ -104,6 +109,11 @@ def _collect(obj: Any, seen: dict[str, Any]) -> None:
                 _collect(base, seen)
     for function in _functions(obj):
         names = set(_names(function.__code__))
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            try:
+                _collect_value(cell.cell_contents, f"{key}:{name}", package, names, seen)
+            except ValueError:  # an empty cell: the name was never bound
+                seen[f"{key}:{name}"] = "unbound"
         scopes = [function.__globals__]
         for name in names:  # imports inside the function
             if name.partition(".")[0] == package and "." in name:
@@ -123,10 +133,36 @@ def _collect_value(value: Any, key: str, package: str, names: set[str], seen: di
     elif inspect.isclass(value) or callable(value):
         if getattr(value, "__module__", "").partition(".")[0] == package:
             _collect(value, seen)
-    elif isinstance(value, np.ndarray):
-        seen[key] = array_digest({"": value})
-    elif isinstance(value, (str, int, float, bool, bytes, tuple, list, dict, frozenset, set, type(None))):
-        seen[key] = repr(sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value)
+    elif isinstance(value, (np.ndarray, str, int, float, bool, bytes, tuple, list, dict, frozenset, set, type(None))):
+        seen[key] = _constant(value, package, seen)
+
+
+def _constant(value: Any, package: str, seen: dict[str, Any]) -> Any:
+    """A module-level constant as JSON values, equal in every process: functions within it by name and by source."""
+    if isinstance(value, np.ndarray):
+        return array_digest({"": value})
+    if isinstance(value, Mapping):
+        return [[_constant(k, package, seen), _constant(v, package, seen)] for k, v in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [_constant(v, package, seen) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((_constant(v, package, seen) for v in value), key=repr)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [_constant(getattr(value, f.name), package, seen) for f in dataclasses.fields(value)]
+        return [type(value).__qualname__, *fields]
+    if inspect.isclass(value) or callable(value):
+        if getattr(value, "__module__", "").partition(".")[0] == package:
+            _collect(value, seen)
+        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    plain = isinstance(value, (str, int, float, bool, bytes, type(None)))
+    return repr(value) if plain else type(value).__qualname__
+
+
+def _name_of(cell: Any) -> str:
+    try:
+        return str(getattr(cell.cell_contents, "__qualname__", type(cell.cell_contents).__name__))
+    except ValueError:
+        return "unbound"
 
 
 def _functions(obj: Any) -> Iterator[types.FunctionType]:

@@ -94,19 +94,28 @@ def make_plan(request: Request, executor: Executor, *, timeout: float | None = 6
     """Resolve everything. A task or a system that cannot be had is in the plan with its reason.
 
     Raises:
-        UsageError: an unknown task or system name, a malformed spec: the request itself is wrong.
+        UsageError: an unknown task or system name, a malformed spec, a baseline that is not run: the request is wrong.
     """
     tasks = tuple(plan_task(task, request) for task in expand_tasks(request.tasks))
     systems = resolve_systems(request.systems, executor, timeout)
+    if request.baseline and not any(request.baseline in (s["spec"], s["name"]) for s in systems):
+        raise UsageError(f"baseline {request.baseline!r} is not among the systems: {', '.join(request.systems)}")
     cells = tuple(make_cell(t, s, request) for t in tasks if not t.error for s in systems)
     return Plan(tasks, systems, cells)
 
 
 def load_user_files(request: Request) -> None:
-    """Import the files that tasks and metrics come from, before workers start."""
-    expand_tasks(request.tasks)
+    """Import the files that tasks, their data sets and metrics come from, before workers start."""
     for name in request.metrics:
         load_metric(name)
+    for task in expand_tasks(request.tasks):
+        for name in (parse_spec(task.dataset).name, *task.metrics):
+            path, _, _ = name.rpartition(":")
+            if path.endswith(".py"):
+                try:
+                    registry.load_file(path)
+                except UsageError:
+                    pass  # the task's own failure, recorded when it is planned
 
 
 def expand_tasks(specs: Sequence[str]) -> list[Task]:
@@ -148,9 +157,12 @@ def expand_tasks(specs: Sequence[str]) -> list[Task]:
 
 def plan_task(task: Task, request: Request) -> TaskPlan:
     """Find a task's data and select its clips; what goes wrong is in ``error``."""
+    metrics = tuple(dict.fromkeys((*task.metrics, *request.metrics)))
     try:
-        metrics = tuple(dict.fromkeys((*task.metrics, *request.metrics)))
         infos = [load_metric(m) for m in metrics]
+    except EvalkitError as error:
+        return TaskPlan(task.name, task, error=reason(error))
+    try:
         root = Path(request.data_root) if request.data_root else None
         data = load_dataset(task.dataset, root)
         items = select(data.layout.items, request.limit)

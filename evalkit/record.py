@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from evalkit.audio import Clip, write_clip
+from evalkit.audio import Clip
 from evalkit.errors import EvalkitError, UsageError
 from evalkit.identity import array_digest, canonical_json, digest
 from evalkit.tokens import Tokens
@@ -179,10 +179,10 @@ class RunDirectory:
         name = f"{clip.content_hash}.wav"
         path = self.object_path(name)
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.wav")
-            write_clip(clip, temporary)
-            os.replace(temporary, path)
+            import soundfile
+
+            with _temporary(path) as f:
+                soundfile.write(f, clip.samples.T, clip.sample_rate, format="WAV", subtype="FLOAT")
         return name
 
     # -- scratch: decoded audio on its way from predict to score

@@ -106,7 +106,6 @@ class MetricInfo:
     max_seconds: float | None = None
     range: tuple[float, float] = (float("-inf"), float("inf"))
     deterministic: bool = True
-    digits: int = 4
     requires: tuple[str, ...] = ()
 
     @property
@@ -362,7 +361,10 @@ def check_own_package(name: str) -> None:
     import importlib.util
 
     here = Path(__file__).resolve().parent.parent
-    found = importlib.util.find_spec(name)
+    try:
+        found = importlib.util.find_spec(name)
+    except ValueError:  # a bare module put into sys.modules
+        found = None
     where = Path(found.origin).resolve() if found and found.origin else None
     if where is None or where.parent != here / name:
         raise EvalkitError(

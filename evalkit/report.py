@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evalkit.errors import UsageError
 from evalkit.leaderboard import task_files, task_rows
 from evalkit.run import Outcome
 from evalkit.table import Table, build_table
@@ -22,22 +21,14 @@ class Report:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
-def write_report(outcome: Outcome, baseline: str | None = None) -> Report:
-    """Build the tables of a run and write them to ``RUN/tables``. A baseline absent from a task is passed over there.
-
-    Raises:
-        UsageError: the baseline is in no task of the run.
-    """
+def write_report(outcome: Outcome) -> Report:
+    """Build the tables of a run, against the baseline that was asked for, and write them to ``RUN/tables``."""
     report = Report()
     by_task: dict[str, list[dict[str, Any]]] = {}
     for r in outcome.results:
         by_task.setdefault(r["task"]["name"], []).append(r)
-    unknown: UsageError | None = None
     for results in by_task.values():
-        try:
-            table = build_table(results, baseline)
-        except UsageError as error:
-            unknown, table = error, build_table(results)
+        table = build_table(results, results[0]["baseline"])
         report.tables.append(table)
         report.rows += task_rows(table)["rows"]
         for name, content in task_files(table).items():
@@ -47,6 +38,4 @@ def write_report(outcome: Outcome, baseline: str | None = None) -> Report:
             temporary.write_bytes(content)
             os.replace(temporary, path)
             report.files.append(path)
-    if unknown:
-        raise unknown
     return report

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from evalkit.errors import EvalkitError
+from evalkit.errors import EvalkitError, NotApplicable
 from evalkit.identity import digest, short, source_hash
 from evalkit.record import RunDirectory
 from evalkit.registry import MetricInfo
@@ -48,7 +48,7 @@ def _one(
         info = load_metric(spec)
         identifier = task["identity"]["metrics"].get(info.name, info.name)
         column: dict[str, Any] = {"id": identifier, "unit": info.unit, "direction": info.direction, "group": info.group,
-                                  "level": info.level, "digits": info.digits, "deterministic": info.deterministic}
+                                  "level": info.level, "deterministic": info.deterministic}
         results: list[Mapping[str, Any]] = []
         for i in range(len(clips)):
             if whole:
@@ -117,7 +117,10 @@ class _Corpus:
         key = digest([identifier, used, seed, CORPUS_REPLICATES, source_hash(corpus_bootstrap)])
         if key not in self.known:
             self.known[key] = self._compute(info, used, seed)
-            self.directory.append("corpus", {"key": key, "result": self.known[key]})
+            try:
+                self.directory.append("corpus", {"key": key, "result": self.known[key]})
+            except OSError:  # a run directory that may only be read: the value is computed again next time
+                pass
         return self.known[key]
 
     def _compute(self, info: MetricInfo, used: list[tuple[str, str]], seed: int) -> dict[str, Any]:
@@ -133,7 +136,8 @@ class _Corpus:
             return {"value": _rounded(interval.estimate), "low": _rounded(interval.low), "high": _rounded(interval.high),
                     "note": interval.note, "n": len(used)}
         except Exception as error:
-            return {"value": None, "low": None, "high": None, "note": reason(error), "n": len(used), "failed": True}
+            status = "n/a" if isinstance(error, NotApplicable) else "failed"
+            return {"value": None, "low": None, "high": None, "note": reason(error), "n": len(used), "status": status}
 
 
 def counts(result: Mapping[str, Any], metric: str) -> tuple[int, int, int, int]:
@@ -151,7 +155,7 @@ def failed_whole(result: Mapping[str, Any]) -> bool:
 
 
 def some_failed(result: Mapping[str, Any]) -> bool:
-    broken = any(c.get("corpus", {}).get("failed") for c in result["metrics"].values())
+    broken = any(c.get("corpus", {}).get("status") == "failed" for c in result["metrics"].values())
     return broken or any(counts(result, m)[1] or counts(result, m)[3] for m in result["metrics"])
 
 

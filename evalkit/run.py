@@ -6,6 +6,7 @@ directory already holds under the same content key are not computed again.
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -77,6 +78,7 @@ def run(
     jobs: int = 1,
     timeout: float = DEFAULT_TIMEOUT,
     retry_failed: bool = False,
+    predict_missing: bool = True,
     progress: Progress | None = None,
     executor: execute.Executor | None = None,
 ) -> Outcome:
@@ -88,6 +90,7 @@ def run(
         jobs: worker processes; 0 runs in this process, without isolation.
         timeout: seconds a clip may take in one system or metric.
         retry_failed: predict and score again what failed before.
+        predict_missing: False scores the predictions that the directory holds, whatever code made them, and makes none.
         executor: instead of ``jobs``, an executor of your own; it is not closed.
 
     Returns:
@@ -108,11 +111,13 @@ def run(
     try:
         plan = make_plan(request, workers)
         with directory.lock():
+            if not predict_missing:
+                plan = _as_predicted(plan, directory)
             _tell_differences(directory, plan, progress)
             directory.repair()
             header = describe_run(request, plan, directory)
             directory.write({**header, "status": "started"})
-            work = _Work(directory, plan, request, timeout, retry_failed, progress)
+            work = _Work(directory, plan, request, timeout, retry_failed, predict_missing, progress)
             try:
                 work.carry_out(workers)
                 status = "finished"
@@ -143,7 +148,30 @@ def rescore(
     """Score the kept predictions of a run again, with further ``metrics``, without predicting anything anew."""
     recorded = request_from_json(RunDirectory(out).read()["request"])
     request = Request(**{**vars(recorded), "metrics": tuple(dict.fromkeys((*recorded.metrics, *metrics)))})
-    return run(request, out=out, jobs=jobs, timeout=timeout, progress=progress)
+    return run(request, out=out, jobs=jobs, timeout=timeout, predict_missing=False, progress=progress)
+
+
+def _as_predicted(plan: Plan, directory: RunDirectory) -> Plan:
+    """The plan with the prediction keys, and the systems' identities, that the directory recorded.
+
+    A system whose code has changed since is scored as it was. What is not kept is decoded again, and refused where
+    that gives other audio than was recorded.
+    """
+    run_ = directory.read()
+    recorded = {(c["task"], c["system"], c["seed"]): c for c in run_["cells"]}
+    cells = []
+    for cell in plan.cells:
+        before = recorded.get((cell.task.name, cell.system["name"], cell.seed))
+        if before and cell.keys:
+            clips = directory.get_json(run_["tasks"][cell.task.name]["clips"])
+            keys = dict(zip((c[0] for c in clips), directory.get_json(before["keys"]), strict=False))
+            cell = dataclasses.replace(
+                cell, keys=tuple(keys.get(i.id, k) for i, k in zip(cell.task.items, cell.keys, strict=True)),
+                parts=before["parts"] or cell.parts,
+                identity={**cell.identity, "system": before["identity"].get("system", cell.identity["system"])},
+            )
+        cells.append(cell)
+    return dataclasses.replace(plan, cells=tuple(cells))
 
 
 def describe_run(request: Request, plan: Plan, directory: RunDirectory) -> dict[str, Any]:
@@ -214,9 +242,10 @@ class _Work:
     """The loop's state: what is pending, what is in flight, what is recorded."""
 
     def __init__(self, directory: RunDirectory, plan: Plan, request: Request, timeout: float, retry_failed: bool,
-                 progress: Progress) -> None:
+                 predict_missing: bool, progress: Progress) -> None:
         self.directory, self.plan, self.timeout, self.progress = directory, plan, timeout, progress
         self.keep_audio = request.keep_audio
+        self.predict_missing = predict_missing
         self.positions = {id(c): {k: i for i, k in enumerate(c.keys)} for c in plan.cells}
         self.predictions = directory.predictions()
         self.scores = directory.scores()
@@ -266,11 +295,19 @@ class _Work:
 
     # -- what is left to do
 
-    def _is_done(self, cell: Cell, key: str) -> bool:
+    def _to_predict(self, key: str) -> bool:
         record = self.predictions.get(key)
-        if record is None or (self.retry_failed and record["status"] == "failed"):
+        if record is None:
+            return self.predict_missing
+        if record["status"] == "failed":
+            return self.retry_failed
+        return self.predict_missing and self.keep_audio and record["status"] == "ok" and record["audio"] is None
+
+    def _is_done(self, cell: Cell, key: str) -> bool:
+        if self._to_predict(key):
             return False
-        return record["status"] != "ok" or not self._missing_metrics(cell, key)
+        record = self.predictions.get(key)
+        return record is None or record["status"] != "ok" or not self._missing_metrics(cell, key)
 
     def _missing_metrics(self, cell: Cell, key: str) -> tuple[str, ...]:
         have = self.scores.get(key, {})
@@ -286,9 +323,8 @@ class _Work:
             for i, key in enumerate(cell.keys):
                 if self._is_done(cell, key):
                     continue
-                record = self.predictions.get(key)
-                if record is not None and record["status"] == "ok":
-                    yield cell, self._score_unit(cell, i, record)
+                if not self._to_predict(key):
+                    yield cell, self._score_unit(cell, i, self.predictions[key])
                     continue
                 batch.append(i)
                 if len(batch) == size:
@@ -340,7 +376,7 @@ class _Work:
         self.directory.append("predictions", record)
         self.predictions[record["key"]] = record
         self.predicted += 1
-        if record["status"] == "ok":
+        if record["status"] == "ok" and self._missing_metrics(cell, record["key"]):
             self.urgent.append((cell, self._score_unit(cell, i, record)))
         else:
             self.progress.step(f"{cell.task.name} x {cell.system['name']}")

@@ -228,7 +228,8 @@ def _reason(metric: Mapping[str, Any]) -> str:
 
 
 def _corpus_reason(metric: Mapping[str, Any]) -> str:
-    return _reason(metric) if metric["reasons"] else f"failed: {metric['corpus']['note']}"
+    c = metric["corpus"]
+    return f"{c['status']}: {c['note']}" if "status" in c else _reason(metric)
 
 
 def _sorted(rows: list[Row], by: Column) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,14 @@ def console() -> Any:
     """A rich console on stdout: as wide as the terminal, 160 columns where there is none."""
     from rich.console import Console
 
+    _write_what_it_can()
     return Console(emoji=False) if sys.stdout.isatty() else Console(width=160, emoji=False)
+
+
+def _write_what_it_can() -> None:
+    """A terminal or a pipe that is not Unicode gets ``?`` for what it cannot show, not an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def show_table(table: Table, out: Any = None) -> None:
@@ -67,6 +75,7 @@ def show_columns(title: str, head: Sequence[str], rows: Sequence[Sequence[str]])
     import shutil
     import textwrap
 
+    _write_what_it_can()
     cells = [[printable(c) for c in row] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)][:-1]
     indent = sum(widths) + 2 * len(widths)

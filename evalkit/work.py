@@ -397,6 +397,7 @@ def metric_id(info: MetricInfo) -> str:
     code = digest([
         source_hash(info.function), source_hash(info.combine) if info.combine else None, info.level, info.domains,
         info.sample_rates, info.min_seconds, info.max_seconds, list(map(str, info.range)), info.unit,
+        versions(info.requires),
     ])
     return f"{info.name}-v{info.version}-{code[:8]}"
 

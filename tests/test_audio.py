@@ -132,11 +132,18 @@ def test_opposite_channels_cancel() -> None:
 @given(st.integers(1, 10**7), st.sampled_from(RATES), st.sampled_from(RATES))
 def test_resampled_length_is_the_rounded_ratio(length: int, a: int, b: int) -> None:
     exact = length * b / a
-    assert abs(resampled_length(length, a, b) - exact) <= 0.5 + 1e-6 or (exact < 0.5 and resampled_length(length, a, b) == 1)
+    assert abs(resampled_length(length, a, b) - exact) <= 0.5 + 1e-6 or (
+        exact < 0.5 and resampled_length(length, a, b) == 1
+    )
 
 
 @settings(max_examples=100)
-@given(st.integers(1, 30_000), st.sampled_from(RATES), st.integers(1_000, 192_000) | st.sampled_from(RATES), st.integers(1, 2))
+@given(
+    st.integers(1, 30_000),
+    st.sampled_from(RATES),
+    st.integers(1_000, 192_000) | st.sampled_from(RATES),
+    st.integers(1, 2),
+)
 @example(1, 192_000, 8_000, 1)
 @example(1, 8_000, 192_000, 2)
 def test_resampling_gives_exactly_that_length(length: int, a: int, b: int, channels: int) -> None:
@@ -161,7 +168,9 @@ def test_resampling_is_soxr(b: int) -> None:
         assert np.array_equal(made, fit_length(expected[None], made.size)[0])
 
 
-@pytest.mark.parametrize(("a", "b"), [(16_000, 24_000), (24_000, 16_000), (44_100, 48_000), (48_000, 16_000), (16_000, 8_000)])
+@pytest.mark.parametrize(
+    ("a", "b"), [(16_000, 24_000), (24_000, 16_000), (44_100, 48_000), (48_000, 16_000), (16_000, 8_000)]
+)
 def test_resampling_agrees_with_another_resampler(a: int, b: int) -> None:
     """Inside the band of both rates, and away from the ends, SciPy's polyphase filter gives the same samples."""
     from scipy.signal import resample_poly
@@ -217,12 +226,15 @@ def test_the_same_tone_in_two_channels_is_3_db_louder() -> None:
     assert loudness(Clip(np.stack([tone, tone]), 48_000)) == pytest.approx(-20.0, abs=0.05)
 
 
-@pytest.mark.parametrize(("clip", "message"), [
-    (sine(997, 48_000, 0.4), "more than 0.4 s"),
-    (Clip(np.full((6, 48_000), 0.1), 48_000), "1 to 5 channels"),
-    (Clip(np.zeros(48_000), 48_000), "silent"),
-    (sine(997, 48_000, 1.0, amplitude=1e-5), "silent"),
-])
+@pytest.mark.parametrize(
+    ("clip", "message"),
+    [
+        (sine(997, 48_000, 0.4), "more than 0.4 s"),
+        (Clip(np.full((6, 48_000), 0.1), 48_000), "1 to 5 channels"),
+        (Clip(np.zeros(48_000), 48_000), "silent"),
+        (sine(997, 48_000, 1.0, amplitude=1e-5), "silent"),
+    ],
+)
 def test_where_loudness_means_nothing_it_says_so(clip: Clip, message: str) -> None:
     with pytest.raises(NotApplicable, match=message):
         loudness(clip)
@@ -256,10 +268,17 @@ def test_prepare_says_what_it_does_and_is_part_of_the_identity() -> None:
     assert Prepare().identity()["resampler"] == "soxr-HQ"
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"channels": "left"}, "channels='left'"), ({"seconds": -1.0}, "seconds=-1.0"), ({"seconds": 0.0}, "seconds=0.0"),
-    ({"seconds": float("nan")}, "seconds=nan"), ({"sample_rate": 0}, "sample_rate=0"), ({"sample_rate": -8000}, "outside"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channels": "left"}, "channels='left'"),
+        ({"seconds": -1.0}, "seconds=-1.0"),
+        ({"seconds": 0.0}, "seconds=0.0"),
+        ({"seconds": float("nan")}, "seconds=nan"),
+        ({"sample_rate": 0}, "sample_rate=0"),
+        ({"sample_rate": -8000}, "outside"),
+    ],
+)
 def test_prepare_refuses_what_it_cannot_do(change: dict[str, Any], message: str) -> None:
     with pytest.raises(AudioError, match=message):
         Prepare(**change)
@@ -281,7 +300,9 @@ def encode(path: Path, clip: Clip, codec: str, **muxing: str) -> None:
             block = clip.samples[:, start : start + 1024]
             if codec == "libopus":
                 block = block.T.reshape(1, -1)
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block), stream.codec_context.format.name, stream.layout.name)
+            frame = av.AudioFrame.from_ndarray(
+                np.ascontiguousarray(block), stream.codec_context.format.name, stream.layout.name
+            )
             frame.sample_rate, frame.pts = clip.sample_rate, start
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
@@ -302,7 +323,9 @@ def test_float_wav_is_exact(tmp_path: Path) -> None:
     assert (named.id, named.cluster) == ("other", "speaker")
 
 
-@pytest.mark.parametrize(("suffix", "tolerance"), [("wav", 0), ("flac", 2**-15), ("aiff", 2**-15), ("ogg", 0.02), ("mp3", 0.02)])
+@pytest.mark.parametrize(
+    ("suffix", "tolerance"), [("wav", 0), ("flac", 2**-15), ("aiff", 2**-15), ("ogg", 0.02), ("mp3", 0.02)]
+)
 def test_what_soundfile_writes_is_read_aligned(tmp_path: Path, suffix: str, tolerance: float) -> None:
     clip = burst()
     write_clip(clip, tmp_path / f"a.{suffix}")
@@ -312,8 +335,10 @@ def test_what_soundfile_writes_is_read_aligned(tmp_path: Path, suffix: str, tole
     assert delay(clip, read) == 0
 
 
-@pytest.mark.parametrize(("name", "codec"), [("a.m4a", "aac"), ("a.opus", "libopus"), ("a.mp3", "libmp3lame"),
-                                             ("a.mka", "aac"), ("a.webm", "libopus")])
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.m4a", "aac"), ("a.opus", "libopus"), ("a.mp3", "libmp3lame"), ("a.mka", "aac"), ("a.webm", "libopus")],
+)
 def test_what_ffmpeg_writes_is_read_aligned(tmp_path: Path, name: str, codec: str) -> None:
     clip = burst()
     encode(tmp_path / name, clip, codec)
@@ -338,7 +363,9 @@ def test_raw_aac_is_read(tmp_path: Path) -> None:
     assert np.abs(read.samples[:, 1_024:49_024] - clip.samples).max() < 0.01
 
 
-@pytest.mark.parametrize("name", [b"caf\xe9.wav", b"a.raw", b"a.XI", b"no suffix", b"-n.wav", b"a\nb.wav", b"%d.wav", b"concat:a.wav"])
+@pytest.mark.parametrize(
+    "name", [b"caf\xe9.wav", b"a.raw", b"a.XI", b"no suffix", b"-n.wav", b"a\nb.wav", b"%d.wav", b"concat:a.wav"]
+)
 def test_any_file_name_is_read_by_content(tmp_path: Path, name: bytes) -> None:
     clip = noise()
     write_clip(clip, tmp_path / "good.wav")
@@ -374,7 +401,9 @@ def test_excerpts_are_the_same_samples(tmp_path: Path, first: int, count: int, s
     if not path.exists():
         write_clip(noise(0.5, 16_000, 2), path)
     whole = read_clip(path).samples
-    assert np.array_equal(read_clip(path, start=first / 16_000, seconds=count / 16_000).samples, whole[:, first : first + count])
+    assert np.array_equal(
+        read_clip(path, start=first / 16_000, seconds=count / 16_000).samples, whole[:, first : first + count]
+    )
     assert np.array_equal(read_clip(path, start=first / 16_000).samples, whole[:, first:])
 
 
@@ -384,13 +413,20 @@ def test_excerpts_of_what_ffmpeg_reads(tmp_path: Path) -> None:
     assert np.array_equal(read_clip(tmp_path / "a.m4a", start=0.25, seconds=0.5).samples, whole[:, 12_000:36_000])
 
 
-@pytest.mark.parametrize(("excerpt", "message"), [
-    ({"start": 0.5}, "starts at 0.5 s but the file ends at 0.500 s"), ({"start": -0.1}, "starts at -0.1 s"),
-    ({"start": 0.4, "seconds": 0.2}, r"excerpt 0.4..0.600 s reaches beyond the end at 0.500 s"),
-    ({"seconds": -1.0}, "seconds=-1"), ({"seconds": 0.0}, "seconds=0"), ({"start": float("nan")}, "start=nan"),
-    ({"seconds": float("inf")}, "seconds=inf"), ({"seconds": 0.04}, "too short: 640 samples"),
-])
-def test_excerpts_outside_the_file_are_errors(tmp_path: Path, excerpt: dict[str, float], message: str) -> None:
+@pytest.mark.parametrize(
+    ("excerpt", "message"),
+    [
+        ({"start": 0.5}, "starts at 0.5 s but the file ends at 0.500 s"),
+        ({"start": -0.1}, "starts at -0.1 s"),
+        ({"start": 0.4, "seconds": 0.2}, r"excerpt 0.4..0.600 s reaches beyond the end at 0.500 s"),
+        ({"seconds": -1.0}, "seconds=-1"),
+        ({"seconds": 0.0}, "seconds=0"),
+        ({"start": float("nan")}, "start=nan"),
+        ({"seconds": float("inf")}, "seconds=inf"),
+        ({"seconds": 0.04}, "too short: 640 samples"),
+    ],
+)
+def test_excerpts_outside_the_file_are_errors(tmp_path: Path, excerpt: dict[str, Any], message: str) -> None:
     for suffix in ("wav", "m4a"):
         path = tmp_path / f"a.{suffix}"
         if suffix == "wav":
@@ -415,8 +451,22 @@ def test_one_sample_of_rounding_is_allowed(tmp_path: Path) -> None:
 
 def wav_header(data_bytes: int, rate: int = 16_000, channels: int = 1, kind: int = 1, bits: int = 16) -> bytes:
     block = channels * bits // 8
-    return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", (data_bytes + 36) & 0xFFFFFFFF, b"WAVE", b"fmt ", 16, kind,
-                       channels, rate, rate * block & 0xFFFFFFFF, block & 0xFFFF, bits, b"data", data_bytes)
+    return struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        b"RIFF",
+        (data_bytes + 36) & 0xFFFFFFFF,
+        b"WAVE",
+        b"fmt ",
+        16,
+        kind,
+        channels,
+        rate,
+        rate * block & 0xFFFFFFFF,
+        block & 0xFFFF,
+        bits,
+        b"data",
+        data_bytes,
+    )
 
 
 def float_wav(samples: np.ndarray) -> bytes:
@@ -435,7 +485,10 @@ BAD_FILES = {
     "one sample": (wav_header(2) + b"\0\1", "too short: 1 samples at 16000 Hz, at least 0.05 s is needed"),
     "header alone": (wav_header(32_000), "no audio data: the header promises 32,000 bytes, the file holds 0"),
     "4 GB on 44 bytes": (wav_header(4_000_000_000), "no audio data: the header promises 4,000,000,000 bytes"),
-    "4 GB on 100 bytes": (wav_header(4_000_000_000) + PCM[:56], "promises 4,000,000,000 bytes of audio, the file holds 56"),
+    "4 GB on 100 bytes": (
+        wav_header(4_000_000_000) + PCM[:56],
+        "promises 4,000,000,000 bytes of audio, the file holds 56",
+    ),
     "never finished": (wav_header(0) + PCM, "no audio data: the header promises 0 bytes, the file holds 16,000"),
     "half": (wav_header(32_000) + PCM, "truncated: the header promises 32,000 bytes of audio, the file holds 16,000"),
     "one byte short": (wav_header(16_001, bits=8) + PCM, "promises 16,001 bytes of audio, the file holds 16,000"),
@@ -468,13 +521,16 @@ def test_a_bad_file_is_one_error_that_names_it_and_the_cause(tmp_path: Path, wha
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda p: None, r"cannot be opened \(No such file or directory\)"),
-    (lambda p: p.mkdir(), "is a directory, not an audio file"),
-    (lambda p: p.symlink_to("nowhere"), r"cannot be opened \(No such file or directory\)"),
-    (lambda p: p.symlink_to(p.name), r"cannot be opened \(Too many levels of symbolic links\)"),
-    (os.mkfifo, "is not a regular file"),
-])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: None, r"cannot be opened \(No such file or directory\)"),
+        (lambda p: p.mkdir(), "is a directory, not an audio file"),
+        (lambda p: p.symlink_to("nowhere"), r"cannot be opened \(No such file or directory\)"),
+        (lambda p: p.symlink_to(p.name), r"cannot be opened \(Too many levels of symbolic links\)"),
+        (os.mkfifo, "is not a regular file"),
+    ],
+)
 def test_what_is_not_a_file_is_named(tmp_path: Path, make: Any, message: str) -> None:
     path = tmp_path / "a.wav"
     make(path)
@@ -561,8 +617,9 @@ def _whole(tmp_path: Path, name: str) -> tuple[bytes, int]:
     return path.read_bytes(), read_clip(path).length
 
 
-@pytest.mark.parametrize("name", ["a.wav", "16 bit.wav", "a.ogg", "a.opus", "a.flac", "a.aiff", "a.mp3", "ffmpeg.mp3", "a.m4a",
-                                  "fast a.m4a"])
+@pytest.mark.parametrize(
+    "name", ["a.wav", "16 bit.wav", "a.ogg", "a.opus", "a.flac", "a.aiff", "a.mp3", "ffmpeg.mp3", "a.m4a", "fast a.m4a"]
+)
 @examples(60)
 @given(st.data())
 def test_a_truncated_file_is_never_a_shorter_clip(tmp_path: Path, name: str, data: st.DataObject) -> None:
@@ -597,9 +654,26 @@ def test_ogg_cut_at_a_page_says_so(tmp_path: Path, name: str) -> None:
 
 @examples(150)
 @given(
-    st.sampled_from([b"", b"RIFF\xff\xff\xff\xffWAVE", wav_header(2_000), b"OggS\0\2", b"fLaC\0\0\0\x22", b"ID3\4\0\0\0\0\0\0",
-                     b"\xff\xfb\x90\xc4", b"\xff\xf1\x50\x80", b"FORM\0\0\0\0AIFF", b"\0\0\0\x20ftypM4A ", b".snd\0\0\0\x18",
-                     b"\x1a\x45\xdf\xa3", b"caff\0\1\0\0", b"RF64\xff\xff\xff\xffWAVEds64", b"#!AMR\n", b"riff"]),
+    st.sampled_from(
+        [
+            b"",
+            b"RIFF\xff\xff\xff\xffWAVE",
+            wav_header(2_000),
+            b"OggS\0\2",
+            b"fLaC\0\0\0\x22",
+            b"ID3\4\0\0\0\0\0\0",
+            b"\xff\xfb\x90\xc4",
+            b"\xff\xf1\x50\x80",
+            b"FORM\0\0\0\0AIFF",
+            b"\0\0\0\x20ftypM4A ",
+            b".snd\0\0\0\x18",
+            b"\x1a\x45\xdf\xa3",
+            b"caff\0\1\0\0",
+            b"RF64\xff\xff\xff\xffWAVEds64",
+            b"#!AMR\n",
+            b"riff",
+        ]
+    ),
     st.binary(max_size=3_000),
     st.sampled_from(["wav", "ogg", "mp3", "flac", "m4a", "raw", "aiff", "opus", "txt", "srt"]),
 )
@@ -615,8 +689,10 @@ def test_random_bytes_are_an_audio_error_or_audio(tmp_path: Path, magic: bytes, 
 
 
 @examples(100)
-@given(st.sampled_from(["a.wav", "a.ogg", "a.flac", "ffmpeg.mp3", "fast a.m4a", "a.opus", "a.aiff"]),
-       st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=30))
+@given(
+    st.sampled_from(["a.wav", "a.ogg", "a.flac", "ffmpeg.mp3", "fast a.m4a", "a.opus", "a.aiff"]),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=30),
+)
 def test_flipped_bytes_are_an_audio_error_or_audio(tmp_path: Path, name: str, changes: list[tuple[float, int]]) -> None:
     content = bytearray(_whole(tmp_path, name)[0])
     for where, value in changes:
@@ -663,7 +739,9 @@ def test_the_real_mp3_pairs(shared: Path) -> None:
         assert abs(other.length - clip.length) < 0.1 * clip.sample_rate
 
 
-@pytest.mark.parametrize("folder", ["data/vctk", "data/librispeech", "data/fma", "data/music", "data/clotho", "data/fsdd"])
+@pytest.mark.parametrize(
+    "folder", ["data/vctk", "data/librispeech", "data/fma", "data/music", "data/clotho", "data/fsdd"]
+)
 def test_real_files_of_every_kind_are_read_whole(shared: Path, folder: str) -> None:
     import soundfile
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import wait
@@ -181,8 +180,12 @@ def test_a_dead_worker_is_replaced_by_another(pool: Pool, units: Any) -> None:
 
 
 def test_units_queued_behind_a_crash_still_run(pool2: Pool, units: Any) -> None:
-    futures = [pool2.submit(units.dies, 9, 60), *(pool2.submit(units.double, x, 60) for x in range(6)),
-               pool2.submit(units.segfaults, None, 60), *(pool2.submit(units.double, x, 60) for x in range(6))]
+    futures = [
+        pool2.submit(units.dies, 9, 60),
+        *(pool2.submit(units.double, x, 60) for x in range(6)),
+        pool2.submit(units.segfaults, None, 60),
+        *(pool2.submit(units.double, x, 60) for x in range(6)),
+    ]
     results = [f.exception(60) or f.result() for f in futures]
     assert isinstance(results[0], Crashed) and isinstance(results[7], Crashed)
     assert results[1:7] == results[8:] == [0, 2, 4, 6, 8, 10]
@@ -212,7 +215,9 @@ def test_closing_finishes_what_was_given(units: Any) -> None:
     assert [f.result(0) for f in futures] == [0.2] * 3
 
 
-def test_a_preloaded_file_that_is_broken_does_not_stop_the_workers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_preloaded_file_that_is_broken_does_not_stop_the_workers(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     for name, source in (("raises.py", "raise RuntimeError('no weights')"), ("leaves.py", "import sys; sys.exit(4)")):
         (tmp_path / name).write_text(source)
     pool = Pool(1, (str(tmp_path / "raises.py"), str(tmp_path / "leaves.py"), str(tmp_path / "absent.py")))
@@ -231,7 +236,7 @@ def test_serial_works_here_and_at_once(units: Any) -> None:
     serial = Serial()
     future = serial.submit(units.pid, None)
     assert future.done() and future.result() == os.getpid()
-    with pytest.raises(ValueError, match="^boom$"):
+    with pytest.raises(ValueError, match=r"^boom$"):
         serial.submit(units.raises, "boom").result()
     with pytest.raises(Crashed, match=r"ended the interpreter \(exit code 3\)"):
         serial.submit(units.leaves, 3).result()
@@ -246,17 +251,22 @@ def test_make_gives_workers_what_the_user_loaded(units: Any) -> None:
     made = execute.make(1)
     try:
         assert isinstance(made, Pool) and made.workers == 1
-        assert made.submit(units.double, 4, 60).result(60) == 8  # the file was preloaded, or this could not be unpickled
+        assert (
+            made.submit(units.double, 4, 60).result(60) == 8
+        )  # the file was preloaded, or this could not be unpickled
     finally:
         made.close(now=True)
 
 
-@pytest.mark.parametrize(("code", "words"), [
-    (-11, "crashed the interpreter (SIGSEGV)"), (-9, "crashed the interpreter (SIGKILL)"),
-    (-250, "ended the interpreter (exit code -250)"), (1, "ended the interpreter (exit code 1)"),
-    (None, "ended the interpreter (exit code None)"),
-])
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (-11, "crashed the interpreter (SIGSEGV)"),
+        (-9, "crashed the interpreter (SIGKILL)"),
+        (-250, "ended the interpreter (exit code -250)"),
+        (1, "ended the interpreter (exit code 1)"),
+        (None, "ended the interpreter (exit code None)"),
+    ],
+)
 def test_how_it_died(code: int | None, words: str) -> None:
     assert execute._how_it_died(code) == words
-
-

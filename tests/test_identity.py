@@ -121,3 +121,25 @@ def test_difference_names_nested_fields() -> None:
     old = {"dataset": {"present": 400, "layout": "a"}, "seed": 0, "gone": 1}
     new = {"dataset": {"present": 2000, "layout": "a"}, "seed": 0, "new": None}
     assert difference(old, new) == ["dataset.present (400 -> 2000)", "gone (1 -> none)"]
+
+
+def test_source_hash_follows_closures_and_constants_that_hold_functions(tmp_path: Path) -> None:
+    """The same in another process (no memory addresses), and moved by what a closure or a table of functions calls."""
+    source = (
+        "def one(x):\n    return x + 1\n"
+        "def two(x):\n    return x + 2\n"
+        "TABLE = {'a': one, 'b': (two, 3.0)}\n"
+        "def wrap(f):\n    def inner(x):\n        return f(x)\n    return inner\n"
+        "by_closure = wrap(one)\nother = wrap(two)\n"
+        "def by_table(x):\n    return TABLE['a'](x)\n"
+    )
+    first = _module(tmp_path, "probe_closure", source)
+    before = [source_hash(first.by_closure), source_hash(first.by_table), source_hash(first.other)]
+    assert before[0] != before[2]
+    (tmp_path / "again").mkdir()
+    same = _module(tmp_path / "again", "probe_closure", source)
+    assert [source_hash(same.by_closure), source_hash(same.by_table), source_hash(same.other)] == before
+    (tmp_path / "changed").mkdir()
+    changed = _module(tmp_path / "changed", "probe_closure", source.replace("x + 1", "x + 9"))
+    after = [source_hash(changed.by_closure), source_hash(changed.by_table), source_hash(changed.other)]
+    assert [a != b for a, b in zip(before, after, strict=True)] == [True, True, False]

@@ -318,6 +318,37 @@ def test_rescoring_a_system_that_decodes_otherwise_the_second_time_is_refused(be
     assert counts(_by_system(outcome)["mine.py:Capricious"], "test_raises") == (3, 1, 0, 0)
 
 
+def test_scoring_again_keeps_the_predictions_of_changed_code(bench: Path) -> None:
+    """`evalkit score` predicts nothing anew: same code as recorded or other, absent predictions stay missing."""
+    command = [sys.executable, "-m", "evalkit"]
+    done = subprocess.run([*command, "run", "--task", "folder:clips", "--system", "mine.py:Rounding", "--out", "out"])
+    assert done.returncode == 0
+    path = bench / "mine.py"
+    path.write_text(path.read_text().replace("0.98) * 64", "0.90) * 64"))  # encodes otherwise, decodes the same
+    done = subprocess.run([*command, "score", "out", "--metric", "mine.py:raises", "--json"], capture_output=True, text=True)
+    assert len(RunDirectory("out").predictions()) == 4
+    values = {r["metric"]: r["scored"] for r in json.loads(done.stdout)["rows"]}
+    assert (values["mse"], values["test_raises"]) == (4, 3)
+
+
+def test_keep_audio_on_a_finished_run_keeps_it(bench: Path) -> None:
+    run(_request("pcm:8"), out="out", jobs=0)
+    again = run(_request("pcm:8", keep_audio=True), out="out", jobs=0)
+    assert (again.predicted, again.scored) == (4, 0)
+    assert len(list(Path("out/objects").glob("*/*.wav"))) == 4
+    assert run(_request("pcm:8", keep_audio=True), out="out", jobs=0).predicted == 0
+
+
+def test_a_plugin_task_with_an_unknown_metric_fails_alone(bench: Path) -> None:
+    (bench / "odd.py").write_text(
+        "from evalkit import Task, task\n@task\ndef odd():\n    return Task('odd-reconstruction', 'scenes', ('no_such',))\n"
+    )
+    outcome = run(Request(("odd.py:odd", "folder:clips"), ("pcm:8",)), out="out", jobs=0)
+    assert outcome.exit_code == 3
+    assert outcome.errors == ["odd-reconstruction: no metric named 'no_such': `evalkit list metrics` shows what there is"]
+    assert counts(outcome.results[0], "mse") == (4, 0, 0, 0)
+
+
 def test_retry_failed_tries_again(bench: Path) -> None:
     run(_request("mine.py:Raises"), out="out", jobs=0)
     assert run(_request("mine.py:Raises"), out="out", jobs=0).predicted == 0

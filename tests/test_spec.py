@@ -43,9 +43,16 @@ def test_grammar(text: str, expected: Spec) -> None:
     assert parse_spec(text) == expected
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("", "no name"), ("  ", "no name"), (":6", "no name"), ("@a=1", "no name"), ("opus:6@q=1@q=2", "given twice"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no name"),
+        ("  ", "no name"),
+        (":6", "no name"),
+        ("@a=1", "no name"),
+        ("opus:6@q=1@q=2", "given twice"),
+    ],
+)
 def test_bad_specs_are_usage_errors(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse_spec(text)
@@ -67,8 +74,12 @@ def test_any_text_parses_to_itself_or_is_a_usage_error(text: str) -> None:
     assert parse_spec(str(spec)) == spec
 
 
-@given(st.lists(st.text(st.characters(exclude_characters="\\"), min_size=1, max_size=8).filter(lambda t: t == t.strip()),
-                max_size=5))
+@given(
+    st.lists(
+        st.text(st.characters(exclude_characters="\\"), min_size=1, max_size=8).filter(lambda t: t == t.strip()),
+        max_size=5,
+    )
+)
 def test_lists_split_where_commas_are_not_escaped(parts: list[str]) -> None:
     assert split_specs(",".join(p.replace(",", "\\,") for p in parts)) == parts
 
@@ -78,7 +89,9 @@ def test_lists_ignore_empty_parts_and_space() -> None:
 
 
 class Codec:
-    def __init__(self, kbps: float, quality: int = 3, fast: bool = False, mode: str = "audio", top: int | None = None) -> None:
+    def __init__(
+        self, kbps: float, quality: int = 3, fast: bool = False, mode: str = "audio", top: int | None = None
+    ) -> None:
         self.given = (kbps, quality, fast, mode, top)
 
 
@@ -210,8 +223,19 @@ def test_configurations_that_differ_have_names_that_differ(a: float, b: float) -
 def test_every_shipped_system_has_a_full_name_that_builds_it_again(tmp_path: Path) -> None:
     from evalkit.systems.load import load_system
 
-    for text in ("identity", "silence", "noise", "pcm:8", "mulaw", "resample:16000", "mdct:6", "mdct:1.2345678", "opus:6",
-                 "mp3:8", "opus:6@vbr=on@frame_ms=40"):
+    for text in (
+        "identity",
+        "silence",
+        "noise",
+        "pcm:8",
+        "mulaw",
+        "resample:16000",
+        "mdct:6",
+        "mdct:1.2345678",
+        "opus:6",
+        "mp3:8",
+        "opus:6@vbr=on@frame_ms=40",
+    ):
         name = load_system(text).name
         assert load_system(name).name == name
         assert parse_spec(name).name == parse_spec(text).name

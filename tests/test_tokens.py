@@ -14,7 +14,9 @@ from evalkit.errors import ContractError
 from evalkit.tokens import Tokens
 
 
-def _tokens(codebooks: int, size: int, frame_rate: float, seconds: float = 8.0, sample_rate: int = 24_000, **more: Any) -> Tokens:
+def _tokens(
+    codebooks: int, size: int, frame_rate: float, seconds: float = 8.0, sample_rate: int = 24_000, **more: Any
+) -> Tokens:
     frames = math.ceil(seconds * frame_rate)
     codes = np.random.default_rng(0).integers(0, size, (codebooks, frames))
     return Tokens(codes, (size,) * codebooks, frame_rate, round(seconds * sample_rate), sample_rate, **more)
@@ -75,8 +77,13 @@ def test_codes_are_kept_exactly_in_the_smallest_type(sizes: list[int], frames: i
     assert tokens.code_bits == pytest.approx(frames * bits)
 
 
-GOOD: dict[str, Any] = {"codes": np.array([[0, 1, 2], [3, 4, 5]]), "sizes": (8, 8), "frame_rate": 50.0, "samples": 960,
-                        "sample_rate": 16_000}
+GOOD: dict[str, Any] = {
+    "codes": np.array([[0, 1, 2], [3, 4, 5]]),
+    "sizes": (8, 8),
+    "frame_rate": 50.0,
+    "samples": 960,
+    "sample_rate": 16_000,
+}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ COST = ("encode_rtf", "decode_rtf", "peak_memory_mb", "parameters_m")
 
 
 @metric(
-    "encode_rtf", unit="s/s", direction="lower", group="cost", range=(0, math.inf), deterministic=False, digits=4
+    "encode_rtf", unit="s/s", direction="lower", group="cost", range=(0, math.inf), deterministic=False
 )
 def encode_rtf(cost: Cost) -> float:
     """Encoding time: seconds of wall time per second of audio, on this machine.
@@ -31,7 +31,7 @@ def encode_rtf(cost: Cost) -> float:
 
 
 @metric(
-    "decode_rtf", unit="s/s", direction="lower", group="cost", range=(0, math.inf), deterministic=False, digits=4
+    "decode_rtf", unit="s/s", direction="lower", group="cost", range=(0, math.inf), deterministic=False
 )
 def decode_rtf(cost: Cost) -> float:
     """Decoding (or reconstruction) time: seconds of wall time per second of audio, on this machine.
@@ -46,7 +46,7 @@ def decode_rtf(cost: Cost) -> float:
 
 
 @metric(
-    "peak_memory_mb", unit="MB", direction="lower", group="cost", range=(0, math.inf), deterministic=False, digits=1
+    "peak_memory_mb", unit="MB", direction="lower", group="cost", range=(0, math.inf), deterministic=False
 )
 def peak_memory_mb(cost: Cost) -> float:
     """Peak resident memory of the worker while it encoded and decoded the clip, in MB of 10^6 bytes.
@@ -64,7 +64,7 @@ def peak_memory_mb(cost: Cost) -> float:
     return cost.peak_bytes / 1e6
 
 
-@metric("parameters_m", unit="M", direction="lower", group="cost", range=(0, math.inf), digits=2)
+@metric("parameters_m", unit="M", direction="lower", group="cost", range=(0, math.inf))
 def parameters_m(cost: Cost) -> float:
     """Trained parameters of the system in millions, as it states them; 0 for a codec without any.
 

@@ -25,7 +25,7 @@ _BLOCK = 1 << 22
 """Pooled counts held at once (32 MiB), so that a bootstrap over codebooks of 65,536 stays small."""
 
 
-@metric("nominal_kbps", unit="kbps", direction="lower", group="rate", range=(0, math.inf), digits=3)
+@metric("nominal_kbps", unit="kbps", direction="lower", group="rate", range=(0, math.inf))
 def nominal_kbps(tokens: Tokens) -> float:
     """Nominal rate by configuration: frame rate times the sum of log2 K, as papers quote it.
 
@@ -35,7 +35,7 @@ def nominal_kbps(tokens: Tokens) -> float:
     return tokens.nominal_kbps
 
 
-@metric("code_kbps", unit="kbps", direction="lower", group="rate", range=(0, math.inf), digits=3)
+@metric("code_kbps", unit="kbps", direction="lower", group="rate", range=(0, math.inf))
 def code_kbps(tokens: Tokens) -> float:
     """Rate of the codes really emitted, padding counted: frames times the sum of log2 K over the clip's seconds.
 
@@ -47,7 +47,7 @@ def code_kbps(tokens: Tokens) -> float:
     return tokens.code_bits / tokens.seconds / 1000
 
 
-@metric("side_kbps", unit="kbps", direction="lower", group="rate", range=(0, math.inf), digits=3)
+@metric("side_kbps", unit="kbps", direction="lower", group="rate", range=(0, math.inf))
 def side_kbps(tokens: Tokens) -> float:
     """Rate of the side information that the decoder needs beside the codes: scales, loudness, embeddings, captions.
 
@@ -57,7 +57,7 @@ def side_kbps(tokens: Tokens) -> float:
     return tokens.side_bits / tokens.seconds / 1000
 
 
-@metric("container_kbps", unit="kbps", direction="lower", group="rate", range=(0, math.inf), digits=3)
+@metric("container_kbps", unit="kbps", direction="lower", group="rate", range=(0, math.inf))
 def container_kbps(tokens: Tokens) -> float:
     """Rate of the format's own framing in a file: headers, packet lengths.
 
@@ -67,7 +67,7 @@ def container_kbps(tokens: Tokens) -> float:
     return tokens.container_bits / tokens.seconds / 1000
 
 
-@metric("total_kbps", unit="kbps", direction="lower", group="rate", range=(0, math.inf), digits=3)
+@metric("total_kbps", unit="kbps", direction="lower", group="rate", range=(0, math.inf))
 def total_kbps(tokens: Tokens) -> float:
     """Total rate: codes emitted, side information and container together, over the clip's seconds.
 
@@ -77,7 +77,7 @@ def total_kbps(tokens: Tokens) -> float:
     return (tokens.code_bits + tokens.side_bits + tokens.container_bits) / tokens.seconds / 1000
 
 
-@metric("tokens_per_s", unit="1/s", direction="none", group="rate", range=(0, math.inf), digits=2)
+@metric("tokens_per_s", unit="1/s", direction="none", group="rate", range=(0, math.inf))
 def tokens_per_s(tokens: Tokens) -> float:
     """Codes emitted per second of audio, all codebooks together, padding counted.
 
@@ -192,7 +192,7 @@ def _perplexity(p: Mapping[str, np.ndarray]) -> np.ndarray:
 
 @corpus_metric(
     "entropy_kbps", combine=_per_replicate(_entropy_kbps), unit="kbps", direction="lower", group="rate",
-    range=(0, math.inf), digits=3,
+    range=(0, math.inf),
 )
 def entropy_kbps(tokens: Tokens) -> dict[str, np.ndarray]:
     """Empirical entropy rate: what an ideal memoryless entropy coder of this corpus' codes would need.
@@ -214,7 +214,6 @@ def entropy_kbps(tokens: Tokens) -> dict[str, np.ndarray]:
 
 @corpus_metric(
     "entropy_ratio", combine=_per_replicate(_entropy_ratio), unit="1", direction="none", group="rate", range=(0, 1),
-    digits=3,
 )
 def entropy_ratio(tokens: Tokens) -> dict[str, np.ndarray]:
     """Entropy over log2 K: the share of the emitted bits that a memoryless entropy coder would keep.
@@ -231,7 +230,6 @@ def entropy_ratio(tokens: Tokens) -> dict[str, np.ndarray]:
 
 @corpus_metric(
     "codebook_use", combine=_per_replicate(_codebook_use), unit="1", direction="none", group="rate", range=(0, 1),
-    digits=3,
 )
 def codebook_use(tokens: Tokens) -> dict[str, np.ndarray]:
     """Fraction of each codebook's codes that occur in the corpus, averaged over codebooks.
@@ -248,7 +246,7 @@ def codebook_use(tokens: Tokens) -> dict[str, np.ndarray]:
 
 @corpus_metric(
     "perplexity", combine=_per_replicate(_perplexity), unit="codes", direction="none", group="rate",
-    range=(1, math.inf), digits=1,
+    range=(1, math.inf),
 )
 def perplexity(tokens: Tokens) -> dict[str, np.ndarray]:
     """Unigram perplexity: 2 to the entropy of each codebook, averaged over codebooks; between 1 and K.

@@ -173,7 +173,7 @@ def _magnitude(clip: Clip, n_fft: int, hop: int, window: int) -> np.ndarray:
     return np.sqrt(np.maximum(stft_power(clip, n_fft, hop, window), np.float32(PWG_FLOOR)))
 
 
-@metric("bandwidth_khz", unit="kHz", direction="higher", group="spectral", range=(0, math.inf), digits=2)
+@metric("bandwidth_khz", unit="kHz", direction="higher", group="spectral", range=(0, math.inf))
 def bandwidth_khz(reference: Clip, estimate: Clip) -> float:
     """Delivered bandwidth in kHz: up to where the estimate keeps the reference's long-term spectrum.
 

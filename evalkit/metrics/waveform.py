@@ -19,7 +19,7 @@ WAVEFORM = ("mse", "mse_db", "snr", "si_sdr")
 ALIGNED = ("aligned_mse_db", "aligned_snr", "aligned_si_sdr", "delay_ms", "gain_db", "polarity")
 
 
-@metric("mse", unit="FS^2", direction="lower", group="waveform", range=(0, math.inf), digits=6)
+@metric("mse", unit="FS^2", direction="lower", group="waveform", range=(0, math.inf))
 def mse(reference: Clip, estimate: Clip) -> float:
     """Mean squared error of the waveform.
 
@@ -159,7 +159,7 @@ def aligned_si_sdr(reference: Clip, estimate: Clip) -> float:
     return _si_sdr(*overlap(*pair(reference, estimate), a.delay))
 
 
-@metric("delay_ms", unit="ms", direction="none", group="aligned", range=(-100, 100), digits=3)
+@metric("delay_ms", unit="ms", direction="none", group="aligned", range=(-100, 100))
 def delay_ms(reference: Clip, estimate: Clip) -> float:
     """Delay of the estimate against the reference in ms: positive is late, negative early.
 
@@ -193,7 +193,7 @@ def gain_db(reference: Clip, estimate: Clip) -> float:
     return 20 * math.log10(abs(_significant(reference, estimate).gain))
 
 
-@metric("polarity", unit="+-1", direction="none", group="aligned", range=(-1, 1), digits=2)
+@metric("polarity", unit="+-1", direction="none", group="aligned", range=(-1, 1))
 def polarity(reference: Clip, estimate: Clip) -> float:
     """Polarity of the estimate: 1 as the reference, -1 flipped; the mean over clips tells the share.
 

@@ -10,7 +10,7 @@ A system is any object with some of these capabilities (no base class):
 and, optionally, these attributes:
 
 ``sample_rate``: the rate in Hz it works at; the harness resamples in and out. None or absent: whatever comes.
-``channels``: 1 where it takes mono only (each channel is then coded on its own and rates add up); absent: any.
+``channels``: 1 where it takes mono only (a clip with more is ``n/a``); None or absent: any.
 ``batch_size`` and ``encode_batch(clips)``, ``decode_batch(tokens, seeds)``: for systems that gain by batching.
 ``parameters``: number of trained parameters. ``fingerprint()``: hash of weights or of anything else that
 decides the output and is not in the spec. ``close()``: called when the worker is done with it.
