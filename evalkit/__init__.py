@@ -48,6 +48,22 @@ if TYPE_CHECKING:
     from evalkit.tokens import Tokens
 
 __all__ = [
-    "Clip", "Cost", "DatasetInfo", "EvalkitError", "Item", "Layout", "NotApplicable", "Prepare", "Task", "Tokens",
-    "__version__", "corpus_metric", "dataset", "metric", "read_clip", "system", "task", "write_clip",
+    "Clip",
+    "Cost",
+    "DatasetInfo",
+    "EvalkitError",
+    "Item",
+    "Layout",
+    "NotApplicable",
+    "Prepare",
+    "Task",
+    "Tokens",
+    "__version__",
+    "corpus_metric",
+    "dataset",
+    "metric",
+    "read_clip",
+    "system",
+    "task",
+    "write_clip",
 ]

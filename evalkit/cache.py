@@ -43,8 +43,15 @@ def explain(directory: RunDirectory, plan: Plan) -> list[Explanation]:
                 continue
             record = predictions[key]
             if record["status"] != "ok":
-                out.append(Explanation(task, system, item.id, record["status"],
-                                       f"recorded: {record['reason']} (--retry-failed tries again)"))
+                out.append(
+                    Explanation(
+                        task,
+                        system,
+                        item.id,
+                        record["status"],
+                        f"recorded: {record['reason']} (--retry-failed tries again)",
+                    )
+                )
             elif wanted - scores.get(key, {}).keys():
                 absent = sorted(wanted - scores[key].keys()) if key in scores else sorted(wanted)
                 have = {i.rpartition("-v")[0]: i for i in scores.get(key, {})}
@@ -65,8 +72,11 @@ def _why_miss(near: list[dict[str, Any]], parts: dict[str, str], source: str, sy
         return "never predicted here"
     best: list[str] | None = None
     for record in near:
-        changes = [f"{k} {record['parts'].get(k)} -> {short(v)}" for k, v in parts.items()
-                   if record["parts"].get(k) != short(v)]
+        changes = [
+            f"{k} {record['parts'].get(k)} -> {short(v)}"
+            for k, v in parts.items()
+            if record["parts"].get(k) != short(v)
+        ]
         if record["source"] != short(source):
             changes.append(f"audio {record['source']} -> {short(source)}")
         if record["system"] != system:

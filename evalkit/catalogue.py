@@ -55,8 +55,10 @@ def explain_metric(name: str, task: str | None = None) -> str:
     info = load_metric(name)
     better = {"lower": "lower is better", "higher": "higher is better", "none": "neither direction is better"}
     lines = [
-        f"{info.name} ({metric_id(info)})", "",
-        inspect.getdoc(info.function) or "", "",
+        f"{info.name} ({metric_id(info)})",
+        "",
+        inspect.getdoc(info.function) or "",
+        "",
         f"unit         {info.unit or 'none'}",
         f"direction    {better[info.direction]}",
         f"level        {info.level}" + ("" if info.level == "sample" else " (one value for all clips, no ranks)"),
@@ -65,7 +67,7 @@ def explain_metric(name: str, task: str | None = None) -> str:
         f"sample rates {', '.join(f'{r} Hz' for r in info.sample_rates) if info.sample_rates else 'any'}",
         f"durations    from {info.min_seconds:g} s" + (f" to {info.max_seconds:g} s" if info.max_seconds else ""),
         f"range        {info.range[0]:g} .. {info.range[1]:g}",
-        f"repeatable   {'the same value on every run' if info.deterministic else 'no: differs between runs and machines'}",
+        f"repeatable   {'the same value on every run' if info.deterministic else 'no: differs between runs'}",
     ]
     if task:
         from evalkit.plan import expand_tasks
@@ -82,4 +84,8 @@ def _on_task(info: MetricInfo, spec: str, task: Task) -> str:
     data = find(parse_spec(task.dataset).name)
     cause = why_not(info, data.domain, task.prepare.sample_rate, task.prepare.seconds)
     used = "" if info.name in task.metrics else f" (not among the task's own metrics; --metric {spec} adds it)"
-    return f"{task.name}: n/a: {cause}" if cause else f"{task.name}: applies to {data.domain}, {task.prepare.describe()}{used}"
+    return (
+        f"{task.name}: n/a: {cause}"
+        if cause
+        else f"{task.name}: applies to {data.domain}, {task.prepare.describe()}{used}"
+    )

@@ -155,8 +155,15 @@ class _Kit:
     def rate_hz(self) -> int:
         return int(getattr(self.system, "sample_rate", None) or 16_000)
 
-    def clip(self, rate: int | None = None, length: int | None = None, *, seconds: float | None = None,
-             gain: float = 1.0, seed: int = 0) -> Clip:
+    def clip(
+        self,
+        rate: int | None = None,
+        length: int | None = None,
+        *,
+        seconds: float | None = None,
+        gain: float = 1.0,
+        seed: int = 0,
+    ) -> Clip:
         rate = rate or self.rate_hz
         length = length or round(rate * (seconds or self.seconds))
         return Clip(gain * synthetic(self.domain, rate, length, seed), rate, f"check-{rate}-{length}-{seed}")
@@ -195,8 +202,14 @@ class _Kit:
             raise _Broken(f"sample_rate is {rate!r}; expected Hz as an int, or None for any")
         if getattr(self.system, "channels", None) not in (None, 1):
             raise _Broken(f"channels is {self.system.channels!r}; expected 1 for mono only, or None for any")
-        return ", ".join([info.role, *(info.domains or ["every domain"]), f"{rate} Hz" if rate else "any sample rate",
-                          "stochastic" if info.stochastic else "deterministic"])
+        return ", ".join(
+            [
+                info.role,
+                *(info.domains or ["every domain"]),
+                f"{rate} Hz" if rate else "any sample rate",
+                "stochastic" if info.stochastic else "deterministic",
+            ]
+        )
 
     def built_again(self) -> str:
         if not self.from_spec:
@@ -345,8 +358,12 @@ def synthetic(domain: str, sample_rate: int, samples: int, seed: int = 0) -> np.
     if domain == "speech":
         pitch = 110 + 40 * seed + 15 * np.sin(2 * np.pi * 1.3 * t)
         phase = 2 * np.pi * np.cumsum(pitch) / sample_rate
-        x = sum(np.sin(k * phase) * np.exp(-(((k * 120 - f) / 250) ** 2)) for k in range(1, 30) if k * 180 < top
-                for f in (600, 1200, 2500))
+        x = sum(
+            np.sin(k * phase) * np.exp(-(((k * 120 - f) / 250) ** 2))
+            for k in range(1, 30)
+            if k * 180 < top
+            for f in (600, 1200, 2500)
+        )
         x = (x + 0.05 * rng.standard_normal(samples)) * (0.55 + 0.45 * np.sin(2 * np.pi * 4 * t))
     elif domain == "music":
         notes = (220.0, 277.2, 329.6) if seed == 0 else (196.0, 246.9, 293.7)

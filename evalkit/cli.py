@@ -18,12 +18,24 @@ from evalkit.spec import split_specs
 if TYPE_CHECKING:
     from evalkit.plan import Request
 
-DATA_ROOT = click.option("--data-root", metavar="DIR", envvar="EVALKIT_DATA", default=None,
-                         help="Folder of data sets (default: $EVALKIT_DATA).")
-JOBS = click.option("--jobs", "-j", type=click.IntRange(0), default=1, show_default=True,
-                    help="Worker processes; 0 works in this process, without isolation from crashes and hangs.")
-TIMEOUT = click.option("--timeout", type=float, default=300.0, show_default=True,
-                       help="Seconds a clip may take in one system or metric.")
+DATA_ROOT = click.option(
+    "--data-root",
+    metavar="DIR",
+    envvar="EVALKIT_DATA",
+    default=None,
+    help="Folder of data sets (default: $EVALKIT_DATA).",
+)
+JOBS = click.option(
+    "--jobs",
+    "-j",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Worker processes; 0 works in this process, without isolation from crashes and hangs.",
+)
+TIMEOUT = click.option(
+    "--timeout", type=float, default=300.0, show_default=True, help="Seconds a clip may take in one system or metric."
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of a table.")
 
 
@@ -83,20 +95,47 @@ def _joined(values: Any) -> tuple[str, ...]:
 
 
 def _request_options(command: Any) -> Any:
-    for option in reversed([
-        click.option("--task", "-t", "tasks", type=_Lists(), multiple=True, required=True,
-                     help="Task names, or data set names that stand for all their tasks."),
-        click.option("--system", "-s", "systems", type=_Lists(), multiple=True, required=True,
-                     help="System specs, such as identity,opus:6,files:DIR@kbps=1.5,mine.py:MyCodec."),
-        DATA_ROOT,
-        click.option("--limit", type=click.IntRange(1), default=None,
-                     help="At most so many clips a task, evenly spaced in id order."),
-        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of every random draw."),
-        click.option("--metric", "metrics", type=_Lists(), multiple=True,
-                     help="Further metrics beside each task's own (names or mine.py:function)."),
-        click.option("--baseline", default=None, help="System that paired differences are taken against."),
-        click.option("--keep-audio", is_flag=True, help="Keep the decoded audio in the run directory."),
-    ]):
+    for option in reversed(
+        [
+            click.option(
+                "--task",
+                "-t",
+                "tasks",
+                type=_Lists(),
+                multiple=True,
+                required=True,
+                help="Task names, or data set names that stand for all their tasks.",
+            ),
+            click.option(
+                "--system",
+                "-s",
+                "systems",
+                type=_Lists(),
+                multiple=True,
+                required=True,
+                help="System specs, such as identity,opus:6,files:DIR@kbps=1.5,mine.py:MyCodec.",
+            ),
+            DATA_ROOT,
+            click.option(
+                "--limit",
+                type=click.IntRange(1),
+                default=None,
+                help="At most so many clips a task, evenly spaced in id order.",
+            ),
+            click.option(
+                "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of every random draw."
+            ),
+            click.option(
+                "--metric",
+                "metrics",
+                type=_Lists(),
+                multiple=True,
+                help="Further metrics beside each task's own (names or mine.py:function).",
+            ),
+            click.option("--baseline", default=None, help="System that paired differences are taken against."),
+            click.option("--keep-audio", is_flag=True, help="Keep the decoded audio in the run directory."),
+        ]
+    ):
         command = option(command)
     return command
 
@@ -110,15 +149,21 @@ def _request(options: dict[str, Any]) -> Request:
 
 @cli.command()
 @_request_options
-@click.option("--out", "-o", type=click.Path(file_okay=False, path_type=Path), default=None,
-              help="Run directory (default: runs/<tasks>-<hash of the request>).")
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Run directory (default: runs/<tasks>-<hash of the request>).",
+)
 @JOBS
 @TIMEOUT
 @click.option("--retry-failed", is_flag=True, help="Try again what failed before.")
 @click.option("--dry-run", is_flag=True, help="Print clips x systems x metrics, what is cached, and a forecast.")
 @JSON
-def run(out: Path | None, jobs: int, timeout: float, retry_failed: bool, dry_run: bool, as_json: bool,
-        **options: Any) -> None:
+def run(
+    out: Path | None, jobs: int, timeout: float, retry_failed: bool, dry_run: bool, as_json: bool, **options: Any
+) -> None:
     """Run systems on tasks, and print and write the comparison tables.
 
     Issuing the same command again finishes what is unfinished and computes nothing twice.
@@ -155,8 +200,18 @@ def _finish(outcome: Any, as_json: bool) -> None:
 
     report = write_report(outcome)
     if as_json:
-        print(json.dumps({"run": str(outcome.directory), "exit_code": outcome.exit_code, "errors": outcome.errors,
-                          "files": [str(p) for p in report.files], "rows": report.rows}, indent=1))
+        print(
+            json.dumps(
+                {
+                    "run": str(outcome.directory),
+                    "exit_code": outcome.exit_code,
+                    "errors": outcome.errors,
+                    "files": [str(p) for p in report.files],
+                    "rows": report.rows,
+                },
+                indent=1,
+            )
+        )
     else:
         from evalkit.terminal import console, show_table
         from evalkit.text import printable
@@ -182,14 +237,22 @@ def _dry_run(request: Request, out: Path | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps(plan.as_json(), indent=1))
     else:
-        show_columns(f"{plan.directory}", ("task", "system", "clips", "metrics", "cached", "to do", "forecast"), plan.lines())
+        show_columns(
+            f"{plan.directory}", ("task", "system", "clips", "metrics", "cached", "to do", "forecast"), plan.lines()
+        )
         print(plan.summary())
 
 
 @cli.command()
 @click.argument("runs", nargs=-1, metavar="RUNS...", type=click.Path(path_type=Path))
-@click.option("--out", "-o", type=click.Path(file_okay=False, path_type=Path), default=Path("leaderboards"),
-              show_default=True, help="Leaderboard folder.")
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("leaderboards"),
+    show_default=True,
+    help="Leaderboard folder.",
+)
 @click.option("--check", is_flag=True, help="Write nothing; fail when a file differs from what the records give.")
 def leaderboard(runs: tuple[Path, ...], out: Path, check: bool) -> None:
     """Add runs to a leaderboard folder and rebuild its markdown, CSV and JSON; without RUNS only rebuild."""
@@ -247,8 +310,13 @@ def doctor() -> None:
 @cli.command()
 @click.argument("name", metavar="DATASET")
 @DATA_ROOT
-@click.option("--from", "source", type=click.Path(exists=True, path_type=Path), default=None,
-              help="Take the archives from this folder or file instead of the network.")
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(exists=True, path_type=Path),
+    default=None,
+    help="Take the archives from this folder or file instead of the network.",
+)
 @click.option("--only", multiple=True, metavar="ARCHIVE", help="Archives by name (default: the first; 'all' for all).")
 def download(name: str, data_root: str | None, source: Path | None, only: tuple[str, ...]) -> None:
     """Download a data set into the data root: resumed, checked by checksum, safely unpacked."""
@@ -271,8 +339,12 @@ def check() -> None:
 
 @check.command("system")
 @click.argument("spec")
-@click.option("--domain", type=click.Choice(["speech", "music", "sound"]), default=None,
-              help="Test signal (default: the system's own first domain).")
+@click.option(
+    "--domain",
+    type=click.Choice(["speech", "music", "sound"]),
+    default=None,
+    help="Test signal (default: the system's own first domain).",
+)
 def check_system(spec: str, domain: Any) -> None:
     """Test that a system keeps the contract of docs/add-a-codec.md; exit code 2 when it does not."""
     from evalkit.check import check_system as examine
@@ -315,9 +387,15 @@ def cache_explain(directory: Path, system: str | None, clip: str | None, as_json
     if as_json:
         print(json.dumps([vars(e) for e in found], indent=1))
     elif clip:
-        show_columns("", ("task", "system", "clip", "verdict", "why"),
-                     [(e.task, e.system, e.clip, e.verdict, e.why) for e in found])
+        show_columns(
+            "",
+            ("task", "system", "clip", "verdict", "why"),
+            [(e.task, e.system, e.clip, e.verdict, e.why) for e in found],
+        )
     else:
         tally = Counter((e.task, e.system, e.verdict, e.why if e.verdict != "hit" else "same key") for e in found)
-        show_columns("", ("task", "system", "clips", "verdict", "why"),
-                     [(t, s, str(n), v, w) for (t, s, v, w), n in tally.items()])
+        show_columns(
+            "",
+            ("task", "system", "clips", "verdict", "why"),
+            [(t, s, str(n), v, w) for (t, s, v, w), n in tally.items()],
+        )

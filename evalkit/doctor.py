@@ -42,9 +42,15 @@ def examine() -> list[Finding]:
 def _checks() -> list[tuple[str, Callable[[], str], bool]]:
     """Name, check, and whether the main job needs it."""
     return [
-        ("soundfile", _soundfile, True), ("soxr", _soxr, True), ("pyloudnorm", _loudness, True),
-        ("PyAV opus", _opus, True), ("PyAV mp3", _mp3, True), ("worker processes", _workers, True),
-        ("file locks", _locks, True), ("codec2 (extra)", _codec2, False), ("torch (not needed yet)", _torch, False),
+        ("soundfile", _soundfile, True),
+        ("soxr", _soxr, True),
+        ("pyloudnorm", _loudness, True),
+        ("PyAV opus", _opus, True),
+        ("PyAV mp3", _mp3, True),
+        ("worker processes", _workers, True),
+        ("file locks", _locks, True),
+        ("codec2 (extra)", _codec2, False),
+        ("torch (not needed yet)", _torch, False),
     ]
 
 
@@ -196,8 +202,10 @@ def _torch() -> str:
             done = subprocess.run(command, capture_output=True, text=True, timeout=120)
             if done.returncode:
                 last = done.stderr.strip().rpartition("\n")[2]
-                raise Unavailable(f"torch {version}, but {package} does not import ({last}) and its presence breaks "
-                                  f"transformers: pip uninstall {package}")
+                raise Unavailable(
+                    f"torch {version}, but {package} does not import ({last}) and its presence breaks "
+                    f"transformers: pip uninstall {package}"
+                )
     return f"torch {version}"
 
 

@@ -68,7 +68,9 @@ class Pool:
 
         self.workers = workers
         self._pool = ProcessPool(
-            max_workers=workers, context=multiprocessing.get_context("spawn"), initializer=_start_worker,
+            max_workers=workers,
+            context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
             initargs=[preload],
         )
 

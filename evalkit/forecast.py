@@ -38,13 +38,25 @@ class Forecast:
     errors: tuple[str, ...]
 
     def lines(self) -> list[tuple[str, ...]]:
-        return [(c.task, c.system, f"{c.clips:,}", str(c.metrics), f"{c.cached:,}", f"{c.todo:,}",
-                 c.why or ("-" if c.seconds is None else f"{c.seconds:.0f} s")) for c in self.cells]
+        return [
+            (
+                c.task,
+                c.system,
+                f"{c.clips:,}",
+                str(c.metrics),
+                f"{c.cached:,}",
+                f"{c.todo:,}",
+                c.why or ("-" if c.seconds is None else f"{c.seconds:.0f} s"),
+            )
+            for c in self.cells
+        ]
 
     def summary(self) -> str:
         known = [c.seconds for c in self.cells if c.seconds is not None]
-        parts = [f"{sum(c.todo for c in self.cells):,} of {sum(c.clips for c in self.cells):,} results to compute, about "
-                 f"{sum(known):.0f} s on one worker (each system probed on one clip)"]
+        parts = [
+            f"{sum(c.todo for c in self.cells):,} of {sum(c.clips for c in self.cells):,} results to compute, about "
+            f"{sum(known):.0f} s on one worker (each system probed on one clip)"
+        ]
         parts += [f"failed whole: {e}" for e in self.errors]
         return "\n".join(parts)
 
@@ -68,7 +80,8 @@ def forecast(request: Request, out: str | Path | None = None) -> Forecast:
 
 def _errors(plan: Plan) -> list[str]:
     return [f"{t.name}: {t.error}" for t in plan.tasks if t.error] + [
-        f"{s['name']}: {s['error']}" for s in plan.systems if "error" in s]
+        f"{s['name']}: {s['error']}" for s in plan.systems if "error" in s
+    ]
 
 
 def _line(cell: Cell, directory: RunDirectory, workers: execute.Executor, scratch: str) -> Line:
@@ -79,12 +92,17 @@ def _line(cell: Cell, directory: RunDirectory, workers: execute.Executor, scratc
     done = directory.predictions()
     scores = directory.scores()
     wanted = {metric_id(load_metric(s)) for s in cell.task.metrics}
-    todo = [i for i, k in enumerate(cell.keys) if k not in done or (done[k]["status"] == "ok"
-                                                                  and wanted - scores.get(k, {}).keys())]
+    todo = [
+        i
+        for i, k in enumerate(cell.keys)
+        if k not in done or (done[k]["status"] == "ok" and wanted - scores.get(k, {}).keys())
+    ]
     if not todo:
         return Line(cell.task.name, name, n, m, n, 0, 0.0)
     seconds, why = _probe(cell, todo[len(todo) // 2], workers, scratch)
-    return Line(cell.task.name, name, n, m, n - len(todo), len(todo), None if seconds is None else seconds * len(todo), why)
+    return Line(
+        cell.task.name, name, n, m, n - len(todo), len(todo), None if seconds is None else seconds * len(todo), why
+    )
 
 
 def _probe(cell: Cell, i: int, workers: execute.Executor, scratch: str) -> tuple[float | None, str]:
@@ -99,8 +117,21 @@ def _probe(cell: Cell, i: int, workers: execute.Executor, scratch: str) -> tuple
             record = workers.submit(predict, unit, PROBE_TIMEOUT).result()[0]
             if record["status"] != "ok":
                 return None, f"{record['status']}: {record['reason']}"
-            workers.submit(score, ScoreUnit(scratch, cell.system["spec"], item, key, prepare, cell.seed, cell.task.domain,
-                                            record, cell.task.metrics), PROBE_TIMEOUT).result()
+            workers.submit(
+                score,
+                ScoreUnit(
+                    scratch,
+                    cell.system["spec"],
+                    item,
+                    key,
+                    prepare,
+                    cell.seed,
+                    cell.task.domain,
+                    record,
+                    cell.task.metrics,
+                ),
+                PROBE_TIMEOUT,
+            ).result()
         return time.perf_counter() - started, ""
     except (execute.Crashed, execute.TimedOut) as error:
         return None, f"probe {error}"

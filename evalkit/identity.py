@@ -170,8 +170,13 @@ def _functions(obj: Any) -> Iterator[types.FunctionType]:
         yield obj
         return
     for value in vars(obj).values():
-        for candidate in (value, getattr(value, "fget", None), getattr(value, "__func__", None),
-                          getattr(value, "func", None), getattr(value, "__wrapped__", None)):
+        for candidate in (
+            value,
+            getattr(value, "fget", None),
+            getattr(value, "__func__", None),
+            getattr(value, "func", None),
+            getattr(value, "__wrapped__", None),
+        ):
             if inspect.isfunction(candidate):
                 yield candidate
 
@@ -193,8 +198,13 @@ def _normalised_source(obj: Any) -> Any:
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             node.decorator_list = []
-            body = [s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)
-                                                 and isinstance(s.value.value, str))]
+            body = [
+                s
+                for s in node.body
+                if not (
+                    isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant) and isinstance(s.value.value, str)
+                )
+            ]
             node.body = body
     return _canonical_ast(tree)
 

@@ -110,8 +110,11 @@ def rebuild(out: Path) -> dict[str, bytes]:
 def task_files(table: Table, published: Sequence[Mapping[str, Any]] = ()) -> dict[str, bytes]:
     """The files of one task's table."""
     stem = safe_name(table.task["name"])
-    files = {f"{stem}.md": render_task(table, published).encode(), f"{stem}.csv": _csv(table).encode(),
-             f"{stem}.json": _json(task_rows(table)).encode()}
+    files = {
+        f"{stem}.md": render_task(table, published).encode(),
+        f"{stem}.csv": _csv(table).encode(),
+        f"{stem}.json": _json(task_rows(table)).encode(),
+    }
     if any(not c.deterministic for c in table.columns):
         files[f"{stem}.cost.md"] = render_cost(table).encode()
     return files
@@ -159,15 +162,36 @@ def task_rows(table: Table) -> dict[str, Any]:
             if column.deterministic:
                 c = row.cells[column.name]
                 scored, failed, na, missing = c.coverage
-                rows.append({
-                    "task": table.task["name"], "system": row.label, "full_name": row.result["system"]["name"],
-                    "role": row.result["system"]["role"], "seed": row.result["seed"], "metric": column.name,
-                    "metric_id": column.identifier, "unit": column.unit, "direction": column.direction,
-                    "level": column.level, "value": c.value, "low": c.low, "high": c.high, "rank": c.rank,
-                    "tie_group": c.letters, "baseline": table.baseline, "difference": c.diff,
-                    "difference_low": c.diff_low, "difference_high": c.diff_high, "p_holm": c.p, "scored": scored,
-                    "failed": failed, "not_applicable": na, "missing": missing, "reason": c.reason, "note": c.note,
-                })
+                rows.append(
+                    {
+                        "task": table.task["name"],
+                        "system": row.label,
+                        "full_name": row.result["system"]["name"],
+                        "role": row.result["system"]["role"],
+                        "seed": row.result["seed"],
+                        "metric": column.name,
+                        "metric_id": column.identifier,
+                        "unit": column.unit,
+                        "direction": column.direction,
+                        "level": column.level,
+                        "value": c.value,
+                        "low": c.low,
+                        "high": c.high,
+                        "rank": c.rank,
+                        "tie_group": c.letters,
+                        "baseline": table.baseline,
+                        "difference": c.diff,
+                        "difference_low": c.diff_low,
+                        "difference_high": c.diff_high,
+                        "p_holm": c.p,
+                        "scored": scored,
+                        "failed": failed,
+                        "not_applicable": na,
+                        "missing": missing,
+                        "reason": c.reason,
+                        "note": c.note,
+                    }
+                )
     return {"task": table.task, "rows": rows, "refused": [{"system": s, "differs": why} for s, why in table.refused]}
 
 

@@ -149,8 +149,11 @@ def expand_tasks(specs: Sequence[str]) -> list[Task]:
                 data = parse_spec(task.dataset)
                 argument = data.argument if spec.argument is None else spec.argument
                 options = tuple((dict(data.options) | dict(spec.options)).items())
-                task = dataclasses.replace(task, name=str(Spec(name, spec.argument, spec.options)),
-                                           dataset=str(Spec(data.name, argument, options)))
+                task = dataclasses.replace(
+                    task,
+                    name=str(Spec(name, spec.argument, spec.options)),
+                    dataset=str(Spec(data.name, argument, options)),
+                )
             out.setdefault(task.name, task)
     return list(out.values())
 
@@ -169,8 +172,10 @@ def plan_task(task: Task, request: Request) -> TaskPlan:
         if not items:
             raise EvalkitError(f"{data.info.name}: no clips in {data.root}")
         content = manifest(items)
-        sources = [content.sources[i.id] if i.make is None else digest([content.sources[i.id], source_hash(i.make)])
-                   for i in items]
+        sources = [
+            content.sources[i.id] if i.make is None else digest([content.sources[i.id], source_hash(i.make)])
+            for i in items
+        ]
     except UsageError:
         raise
     except Exception as error:
@@ -179,21 +184,34 @@ def plan_task(task: Task, request: Request) -> TaskPlan:
     identity = {
         "task": {"name": task.name, "version": task.version, "capability": task.capability},
         "metrics": {i.name: metric_id(i) for i in infos},
-        "dataset": {"name": data.name, "version": data.info.version, "layout": data.layout.name,
-                    "present": present, "expected": expected},
-        "selection": {"limit": request.limit, "clips": len(items),
-                      "content": digest([[i.id, s] for i, s in zip(items, sources, strict=True)])},
+        "dataset": {
+            "name": data.name,
+            "version": data.info.version,
+            "layout": data.layout.name,
+            "present": present,
+            "expected": expected,
+        },
+        "selection": {
+            "limit": request.limit,
+            "clips": len(items),
+            "content": digest([[i.id, s] for i, s in zip(items, sources, strict=True)]),
+        },
         "prepare": task.prepare.identity(),
         "reader": reader_hash(),
     }
     about = {
-        "summary": task.summary, "dataset": data.info.name, "dataset_summary": data.info.summary,
-        "domain": data.info.domain, "licence": data.info.licence, "citation": data.info.citation,
-        "notes": list(data.layout.notes), "prepare": task.prepare.describe(), "generated": data.info.generated,
+        "summary": task.summary,
+        "dataset": data.info.name,
+        "dataset_summary": data.info.summary,
+        "domain": data.info.domain,
+        "licence": data.info.licence,
+        "citation": data.info.citation,
+        "notes": list(data.layout.notes),
+        "prepare": task.prepare.describe(),
+        "generated": data.info.generated,
         "headline": list(task.headline or task.metrics[:3]),
     }
-    return TaskPlan(task.name, task, tuple(items), tuple(sources), metrics, data.info.domain, identity,
-                    about)
+    return TaskPlan(task.name, task, tuple(items), tuple(sources), metrics, data.info.domain, identity, about)
 
 
 def select(items: Sequence[Item], limit: int | None) -> list[Item]:
@@ -247,8 +265,9 @@ def make_cell(task: TaskPlan, system: dict[str, Any], request: Request) -> Cell:
     }
     keys = tuple(digest({**parts, "clip": [i.id, s]}) for i, s in zip(task.items, task.sources, strict=True))
     identity = {**task.identity, "system": system["fingerprint"], "seed": request.seed}
-    return Cell(task, system, request.seed, keys, parts, identity,
-                not_applicable=_why_not(task, system, task.task.capability))
+    return Cell(
+        task, system, request.seed, keys, parts, identity, not_applicable=_why_not(task, system, task.task.capability)
+    )
 
 
 def _why_not(task: TaskPlan, system: dict[str, Any], capability: str) -> str:

@@ -51,9 +51,13 @@ class RunDirectory:
         except FileNotFoundError as error:
             raise UsageError(f"{self.path}: not a run directory (no run.json)") from error
         except ValueError as error:
-            raise UsageError(f"{self.path / 'run.json'}: damaged ({error}); remove it and issue the run again") from error
+            raise UsageError(
+                f"{self.path / 'run.json'}: damaged ({error}); remove it and issue the run again"
+            ) from error
         if value.get("format") != FORMAT:
-            raise UsageError(f"{self.path}: written in record format {value.get('format')}, this evalkit reads {FORMAT}")
+            raise UsageError(
+                f"{self.path}: written in record format {value.get('format')}, this evalkit reads {FORMAT}"
+            )
         return value
 
     def write(self, value: Mapping[str, Any]) -> None:
@@ -90,7 +94,7 @@ class RunDirectory:
     def lines(self, name: str) -> Iterator[dict[str, Any]]:
         """The records of ``<name>.jsonl``; a partial last line, left by a killed writer, is passed over."""
         try:
-            f = open(self.path / f"{name}.jsonl", "rb")
+            f = open(self.path / f"{name}.jsonl", "rb")  # noqa: SIM115 - closed below
         except FileNotFoundError:
             return
         with f:
@@ -171,8 +175,9 @@ class RunDirectory:
         frame_rate, side_bits, container_bits = a["scalars"].tolist()
         samples, sample_rate = a["counts"].tolist()
         side = {k.removeprefix("side."): v for k, v in a.items() if k.startswith("side.")}
-        return Tokens(a["codes"], tuple(a["sizes"].tolist()), frame_rate, samples, sample_rate, side_bits,
-                      container_bits, side)
+        return Tokens(
+            a["codes"], tuple(a["sizes"].tolist()), frame_rate, samples, sample_rate, side_bits, container_bits, side
+        )
 
     def put_audio(self, clip: Clip) -> str:
         """Keep decoded audio as float32 wav (exact, and playable)."""
@@ -217,7 +222,7 @@ class _temporary:
 
     def __enter__(self) -> Any:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp"), "wb")  # noqa: SIM115
+        self.file = open(self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp"), "wb")
         return self.file
 
     def __exit__(self, kind: Any, *_: Any) -> None:

@@ -183,7 +183,12 @@ def system(name: str, *, summary: str, **declaration: Any) -> Callable[[Any], An
 
 
 def metric(
-    name: str, *, unit: str, direction: Direction, version: str = "1", group: str = "other",
+    name: str,
+    *,
+    unit: str,
+    direction: Direction,
+    version: str = "1",
+    group: str = "other",
     **declaration: Any,
 ) -> Callable[[Any], Any]:
     """Register a sample metric: a pure function of named parts of a sample that returns one float.
@@ -193,8 +198,14 @@ def metric(
 
     def register(function: Any) -> Any:
         info = MetricInfo(
-            name=name, function=function, version=version, unit=unit, direction=direction, group=group,
-            summary=_first_line(function), **declaration,
+            name=name,
+            function=function,
+            version=version,
+            unit=unit,
+            direction=direction,
+            group=group,
+            summary=_first_line(function),
+            **declaration,
         )
         if direction not in get_args(Direction):
             raise EvalkitError(f"metric {name!r}: direction={direction!r} is none of {', '.join(get_args(Direction))}")
@@ -348,7 +359,8 @@ def _load_point(kind: Kind, point: EntryPoint) -> None:
         owner = point.dist.name if point.dist else "unknown distribution"
         warnings.warn(
             f"plug-in {point.name!r} ({point.value}, of {owner}) was not loaded: {type(error).__name__}: {error}",
-            PluginWarning, stacklevel=2,
+            PluginWarning,
+            stacklevel=2,
         )
 
 

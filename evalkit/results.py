@@ -34,8 +34,13 @@ def collect(directory: RunDirectory) -> list[dict[str, Any]]:
 
 
 def _one(
-    directory: RunDirectory, run: Mapping[str, Any], cell: Mapping[str, Any], system: Mapping[str, Any],
-    predictions: Mapping[str, Any], scores: Mapping[str, Any], corpus: _Corpus,
+    directory: RunDirectory,
+    run: Mapping[str, Any],
+    cell: Mapping[str, Any],
+    system: Mapping[str, Any],
+    predictions: Mapping[str, Any],
+    scores: Mapping[str, Any],
+    corpus: _Corpus,
 ) -> dict[str, Any]:
     task = run["tasks"][cell["task"]]
     clips = directory.get_json(task["clips"])
@@ -47,8 +52,14 @@ def _one(
     for spec in task["metrics"]:
         info = load_metric(spec)
         identifier = task["identity"]["metrics"].get(info.name, info.name)
-        column: dict[str, Any] = {"id": identifier, "unit": info.unit, "direction": info.direction, "group": info.group,
-                                  "level": info.level, "deterministic": info.deterministic}
+        column: dict[str, Any] = {
+            "id": identifier,
+            "unit": info.unit,
+            "direction": info.direction,
+            "group": info.group,
+            "level": info.level,
+            "deterministic": info.deterministic,
+        }
         results: list[Mapping[str, Any]] = []
         for i in range(len(clips)):
             if whole:
@@ -64,9 +75,29 @@ def _one(
         metrics[info.name] = column
     return {
         "format": FORMAT,
-        "task": {"name": cell["task"], "version": task["version"], "identity": task["identity"], "about": task["about"]},
-        "system": {k: system.get(k) for k in ("name", "spec", "role", "summary", "domains", "licence", "citation",
-                                              "stochastic", "sample_rate", "parameters", "declared_kbps", "fingerprint")},
+        "task": {
+            "name": cell["task"],
+            "version": task["version"],
+            "identity": task["identity"],
+            "about": task["about"],
+        },
+        "system": {
+            k: system.get(k)
+            for k in (
+                "name",
+                "spec",
+                "role",
+                "summary",
+                "domains",
+                "licence",
+                "citation",
+                "stochastic",
+                "sample_rate",
+                "parameters",
+                "declared_kbps",
+                "fingerprint",
+            )
+        },
         "seed": cell["seed"],
         "identity": cell["digest"],
         "clips": {"id": ids, "cluster": clusters},
@@ -129,12 +160,22 @@ class _Corpus:
             # Metrics over the same statistics (entropy, use, perplexity) name the same objects: read them once.
             names = {name for name, _ in used}
             self.loaded = {n: self.loaded.get(n) or self.directory.get_arrays(n) for n in names}
-            interval = corpus_bootstrap([self.loaded[n] for n, _ in used], [c for _, c in used], info.combine,
-                                        replicates=CORPUS_REPLICATES, seed=seed)
+            interval = corpus_bootstrap(
+                [self.loaded[n] for n, _ in used],
+                [c for _, c in used],
+                info.combine,
+                replicates=CORPUS_REPLICATES,
+                seed=seed,
+            )
             if interval.estimate is None or not np.isfinite(interval.estimate):
                 raise EvalkitError(f"the metric returned {interval.estimate}")
-            return {"value": _rounded(interval.estimate), "low": _rounded(interval.low), "high": _rounded(interval.high),
-                    "note": interval.note, "n": len(used)}
+            return {
+                "value": _rounded(interval.estimate),
+                "low": _rounded(interval.low),
+                "high": _rounded(interval.high),
+                "note": interval.note,
+                "n": len(used),
+            }
         except Exception as error:
             status = "n/a" if isinstance(error, NotApplicable) else "failed"
             return {"value": None, "low": None, "high": None, "note": reason(error), "n": len(used), "status": status}

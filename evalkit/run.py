@@ -131,8 +131,13 @@ def run(
         if own:
             workers.close(now=not finished)
         progress.close()
-    outcome = Outcome(directory.path, EXIT_INTERRUPTED, predicted=work.predicted, scored=work.scored,
-                      interrupted=status == "interrupted")
+    outcome = Outcome(
+        directory.path,
+        EXIT_INTERRUPTED,
+        predicted=work.predicted,
+        scored=work.scored,
+        interrupted=status == "interrupted",
+    )
     outcome.results = collect(directory)
     outcome.errors = [f"{t.name}: {t.error}" for t in plan.tasks if t.error]
     outcome.errors += [f"{s['name']}: {s['error']}" for s in plan.systems if "error" in s]
@@ -142,7 +147,11 @@ def run(
 
 
 def rescore(
-    out: str | Path, *, metrics: Sequence[str] = (), jobs: int = 1, timeout: float = DEFAULT_TIMEOUT,
+    out: str | Path,
+    *,
+    metrics: Sequence[str] = (),
+    jobs: int = 1,
+    timeout: float = DEFAULT_TIMEOUT,
     progress: Progress | None = None,
 ) -> Outcome:
     """Score the kept predictions of a run again, with further ``metrics``, without predicting anything anew."""
@@ -166,7 +175,8 @@ def _as_predicted(plan: Plan, directory: RunDirectory) -> Plan:
             clips = directory.get_json(run_["tasks"][cell.task.name]["clips"])
             keys = dict(zip((c[0] for c in clips), directory.get_json(before["keys"]), strict=False))
             cell = dataclasses.replace(
-                cell, keys=tuple(keys.get(i.id, k) for i, k in zip(cell.task.items, cell.keys, strict=True)),
+                cell,
+                keys=tuple(keys.get(i.id, k) for i, k in zip(cell.task.items, cell.keys, strict=True)),
                 parts=before["parts"] or cell.parts,
                 identity={**cell.identity, "system": before["identity"].get("system", cell.identity["system"])},
             )
@@ -182,13 +192,37 @@ def describe_run(request: Request, plan: Plan, directory: RunDirectory) -> dict[
     tasks = {}
     for t in plan.tasks:
         rows = [[i.id, i.cluster, s] for i, s in zip(t.items, t.sources, strict=True)]
-        tasks[t.name] = {"identity": t.identity, "version": t.version, "about": t.about, "error": t.error,
-                         "metrics": list(t.metrics), "domain": t.domain, "clips": directory.put_json(rows)}
-    cells = [{"task": c.task.name, "system": c.system["name"], "seed": c.seed, "identity": c.identity,
-              "digest": digest(c.identity), "parts": c.parts, "not_applicable": c.not_applicable, "error": c.error,
-              "keys": directory.put_json(list(c.keys))} for c in plan.cells]
-    return {"request": request_json(request), "command": command(request), "environment": capture(), "tasks": tasks,
-            "systems": list(plan.systems), "cells": cells}
+        tasks[t.name] = {
+            "identity": t.identity,
+            "version": t.version,
+            "about": t.about,
+            "error": t.error,
+            "metrics": list(t.metrics),
+            "domain": t.domain,
+            "clips": directory.put_json(rows),
+        }
+    cells = [
+        {
+            "task": c.task.name,
+            "system": c.system["name"],
+            "seed": c.seed,
+            "identity": c.identity,
+            "digest": digest(c.identity),
+            "parts": c.parts,
+            "not_applicable": c.not_applicable,
+            "error": c.error,
+            "keys": directory.put_json(list(c.keys)),
+        }
+        for c in plan.cells
+    ]
+    return {
+        "request": request_json(request),
+        "command": command(request),
+        "environment": capture(),
+        "tasks": tasks,
+        "systems": list(plan.systems),
+        "cells": cells,
+    }
 
 
 def command(request: Request) -> str:
@@ -241,8 +275,16 @@ def _tell_differences(directory: RunDirectory, plan: Plan, progress: Progress) -
 class _Work:
     """The loop's state: what is pending, what is in flight, what is recorded."""
 
-    def __init__(self, directory: RunDirectory, plan: Plan, request: Request, timeout: float, retry_failed: bool,
-                 predict_missing: bool, progress: Progress) -> None:
+    def __init__(
+        self,
+        directory: RunDirectory,
+        plan: Plan,
+        request: Request,
+        timeout: float,
+        retry_failed: bool,
+        predict_missing: bool,
+        progress: Progress,
+    ) -> None:
         self.directory, self.plan, self.timeout, self.progress = directory, plan, timeout, progress
         self.keep_audio = request.keep_audio
         self.predict_missing = predict_missing
@@ -286,7 +328,9 @@ class _Work:
             if self.deaths.get((cell.task.name, cell.system["name"]), 0) >= GIVE_UP_AFTER:
                 why = f"not tried: the system crashed or hung on {GIVE_UP_AFTER} clips in a row"
                 for key in unit.keys:
-                    self._record_prediction(cell, unit, {"key": key, "status": "failed", "stage": "predict", "reason": why})
+                    self._record_prediction(
+                        cell, unit, {"key": key, "status": "failed", "stage": "predict", "reason": why}
+                    )
                 return
             future = workers.submit(predict, unit, self.timeout * len(unit.items))
         else:
@@ -311,8 +355,12 @@ class _Work:
 
     def _missing_metrics(self, cell: Cell, key: str) -> tuple[str, ...]:
         have = self.scores.get(key, {})
-        return tuple(m for m in cell.task.metrics if self.metric_ids[m] not in have
-                     or (self.retry_failed and have[self.metric_ids[m]].get("status") == "failed"))
+        return tuple(
+            m
+            for m in cell.task.metrics
+            if self.metric_ids[m] not in have
+            or (self.retry_failed and have[self.metric_ids[m]].get("status") == "failed")
+        )
 
     def _pending(self) -> Iterator[tuple[Cell, PredictUnit | ScoreUnit]]:
         for cell in self.plan.cells:
@@ -336,16 +384,26 @@ class _Work:
     def _predict_unit(self, cell: Cell, indices: Sequence[int]) -> PredictUnit:
         assert cell.task.task is not None
         return PredictUnit(
-            run=str(self.directory.path), system=cell.system["spec"], items=tuple(cell.task.items[i] for i in indices),
-            keys=tuple(cell.keys[i] for i in indices), prepare=cell.task.task.prepare, seed=cell.seed,
+            run=str(self.directory.path),
+            system=cell.system["spec"],
+            items=tuple(cell.task.items[i] for i in indices),
+            keys=tuple(cell.keys[i] for i in indices),
+            prepare=cell.task.task.prepare,
+            seed=cell.seed,
             keep_audio=self.keep_audio,
         )
 
     def _score_unit(self, cell: Cell, i: int, record: dict[str, Any]) -> ScoreUnit:
         assert cell.task.task is not None
         return ScoreUnit(
-            run=str(self.directory.path), system=cell.system["spec"], item=cell.task.items[i], key=cell.keys[i],
-            prepare=cell.task.task.prepare, seed=cell.seed, domain=cell.task.domain, prediction=record,
+            run=str(self.directory.path),
+            system=cell.system["spec"],
+            item=cell.task.items[i],
+            key=cell.keys[i],
+            prepare=cell.task.task.prepare,
+            seed=cell.seed,
+            domain=cell.task.domain,
+            prediction=record,
             metrics=self._missing_metrics(cell, cell.keys[i]),
         )
 
@@ -371,8 +429,15 @@ class _Work:
     def _record_prediction(self, cell: Cell, unit: PredictUnit, record: dict[str, Any]) -> None:
         i = self.positions[id(cell)][record["key"]]
         item = cell.task.items[i]
-        record = {**record, "clip": item.id, "task": cell.task.name, "system": cell.system["name"], "seed": cell.seed,
-                  "source": short(cell.task.sources[i]), "parts": {k: short(v) for k, v in cell.parts.items()}}
+        record = {
+            **record,
+            "clip": item.id,
+            "task": cell.task.name,
+            "system": cell.system["name"],
+            "seed": cell.seed,
+            "source": short(cell.task.sources[i]),
+            "parts": {k: short(v) for k, v in cell.parts.items()},
+        }
         self.directory.append("predictions", record)
         self.predictions[record["key"]] = record
         self.predicted += 1
@@ -399,7 +464,9 @@ class _Work:
         self.scores.setdefault(record["key"], {}).update(record["metrics"])
         for identifier, result in record["metrics"].items():
             if result.get("status") == "failed":
-                self.progress.note(f"failed: {identifier} for {cell.system['name']} on {unit.item.id}: {result['reason']}")
+                self.progress.note(
+                    f"failed: {identifier} for {cell.system['name']} on {unit.item.id}: {result['reason']}"
+                )
         left = self.parts_left.get(unit.key, 1) - 1
         self.parts_left[unit.key] = left
         if left <= 0:
@@ -409,8 +476,10 @@ class _Work:
             self.progress.step(f"{cell.task.name} x {cell.system['name']}")
 
     def _all_failed(self, unit: ScoreUnit, why: str) -> dict[str, Any]:
-        return {"key": unit.key, "metrics": {self.metric_ids[m]: {"status": "failed", "reason": why}
-                                             for m in unit.metrics}}
+        return {
+            "key": unit.key,
+            "metrics": {self.metric_ids[m]: {"status": "failed", "reason": why} for m in unit.metrics},
+        }
 
 
 __all__ = ["Outcome", "Progress", "Quiet", "Request", "command", "rescore", "run"]

@@ -515,9 +515,7 @@ def compare_all(
         partial = scored[i] and not ranked[i]
         note = f"scored {scored[i]} of {best} clips: mean over its own clips, not ranked" if partial else ""
         versus = _versus(pairs, system, baseline)
-        standings.append(
-            Standing(system, means[i], int(scored[i]), ranks.get(i), letters.get(i, ""), versus, note)
-        )
+        standings.append(Standing(system, means[i], int(scored[i]), ranks.get(i), letters.get(i, ""), versus, note))
     return Comparison(
         direction, level, baseline, int(common.sum()), best, on_common, tuple(standings), tuple(pairs), tuple(notes)
     )
@@ -706,9 +704,7 @@ def _cluster_sums(x: np.ndarray, codes: np.ndarray, count: int) -> np.ndarray:
     return np.add.reduceat(x[:, order], starts, axis=1)
 
 
-def _means(
-    x: np.ndarray, codes: np.ndarray, count: int, replicates: int, level: float, seed: int
-) -> list[Interval]:
+def _means(x: np.ndarray, codes: np.ndarray, count: int, replicates: int, level: float, seed: int) -> list[Interval]:
     """Means over the clips of x [m, n] with their intervals; one set of draws serves all rows."""
     m, n = x.shape
     if not n:

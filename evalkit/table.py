@@ -181,9 +181,14 @@ def _column(
             cells[label] = Cell(None, coverage=counts(r, name), reason=f"n/a: {note}", note=note)
         elif metric["level"] == "corpus":
             c = metric["corpus"]
-            cells[label] = Cell(c["value"], c["low"], c["high"], coverage=counts(r, name),
-                                note=c["note"] if c["value"] is not None else "",
-                                reason="" if c["value"] is not None else _corpus_reason(metric))
+            cells[label] = Cell(
+                c["value"],
+                c["low"],
+                c["high"],
+                coverage=counts(r, name),
+                note=c["note"] if c["value"] is not None else "",
+                reason="" if c["value"] is not None else _corpus_reason(metric),
+            )
         else:
             found = {i: v for i, v in zip(r["clips"]["id"], metric["values"], strict=True) if v is not None}
             if found:
@@ -192,12 +197,27 @@ def _column(
             cells[label] = Cell(None, coverage=counts(r, name), reason=_reason(metric))
     notes: tuple[str, ...] = ()
     if scores:
-        comparison = compare_all(scores, clusters, direction=first["direction"], seed=STATISTICS_SEED,
-                                 baseline=baseline if baseline in scores else None, replicates=REPLICATES, level=LEVEL)
+        comparison = compare_all(
+            scores,
+            clusters,
+            direction=first["direction"],
+            seed=STATISTICS_SEED,
+            baseline=baseline if baseline in scores else None,
+            replicates=REPLICATES,
+            level=LEVEL,
+        )
         notes = comparison.notes
         cells |= _compared(comparison, cells)
-    column = Column(name, first["unit"], first["direction"], first["group"], first["level"], first["deterministic"],
-                    identifier, notes)
+    column = Column(
+        name,
+        first["unit"],
+        first["direction"],
+        first["group"],
+        first["level"],
+        first["deterministic"],
+        identifier,
+        notes,
+    )
     return column, cells
 
 
@@ -208,10 +228,16 @@ def _compared(comparison: Comparison, cells: Mapping[str, Cell]) -> dict[str, Ce
     for s in comparison.standings:
         d = s.versus.difference if s.versus else None
         out[s.system] = Cell(
-            s.mean.estimate, s.mean.low, s.mean.high,
-            rank=rank_text(s.rank) if s.rank else "", letters=s.letters,
-            coverage=cells[s.system].coverage, note="; ".join(n for n in (s.mean.note, s.note) if n),
-            diff=d.estimate if d else None, diff_low=d.low if d else None, diff_high=d.high if d else None,
+            s.mean.estimate,
+            s.mean.low,
+            s.mean.high,
+            rank=rank_text(s.rank) if s.rank else "",
+            letters=s.letters,
+            coverage=cells[s.system].coverage,
+            note="; ".join(n for n in (s.mean.note, s.note) if n),
+            diff=d.estimate if d else None,
+            diff_low=d.low if d else None,
+            diff_high=d.high if d else None,
             p=s.versus.p_adjusted if s.versus else None,
         )
     return out
@@ -222,7 +248,7 @@ def _reason(metric: Mapping[str, Any]) -> str:
     every = [(len(v), status, why) for status, whys in metric["reasons"].items() for why, v in whys.items()]
     if not every:
         return "missing"
-    n, status, why = max(every, key=lambda e: (e[0], e[2]))
+    _, status, why = max(every, key=lambda e: (e[0], e[2]))
     more = f" (and {len(every) - 1} other reasons)" if len(every) > 1 else ""
     return f"{status}: {why}{more}"
 

@@ -35,7 +35,9 @@ def show_table(table: Table, out: Any = None) -> None:
     from evalkit.markdown import ARROWS, clips_text, rate_text
 
     out = out or console()
-    shown = RichTable(title=Text(f"{table.task['name']}: {clips_text(table.task)}"), title_justify="left", show_lines=True)
+    shown = RichTable(
+        title=Text(f"{table.task['name']}: {clips_text(table.task)}"), title_justify="left", show_lines=True
+    )
     shown.add_column("system", overflow="fold")
     shown.add_column("kbps", justify="right")
     for column in table.headline:
@@ -51,8 +53,13 @@ def show_table(table: Table, out: Any = None) -> None:
     out.print(shown)
     notes = sorted({c.note for r in table.rows for h in table.headline if (c := r.cells[h.name]).note})
     notes += sorted({f"{c.name}: {n}" for c in table.headline for n in c.notes})
-    out.print(Text("mean [95% interval over clusters], #rank with ties and tie group, clips scored/failed/n.a./missing"
-                   + "".join(f"\n‡ {printable(n)}" for n in notes), style="dim"))
+    out.print(
+        Text(
+            "mean [95% interval over clusters], #rank with ties and tie group, clips scored/failed/n.a./missing"
+            + "".join(f"\n‡ {printable(n)}" for n in notes),
+            style="dim",
+        )
+    )
     for who, why in table.refused:
         out.print(Text(f"refused: {printable(who)} differs in {printable(why)}", style="yellow"))
 

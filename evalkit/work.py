@@ -80,8 +80,11 @@ def describe(spec: str) -> dict[str, Any]:
     try:
         loaded = _system(spec)
         system, info = loaded.system, loaded.info
-        capabilities = [c for c in ("encode", "decode", "reconstruct", "caption", "answer", "generate")
-                        if callable(getattr(system, c, None))]
+        capabilities = [
+            c
+            for c in ("encode", "decode", "reconstruct", "caption", "answer", "generate")
+            if callable(getattr(system, c, None))
+        ]
         extra = system.fingerprint() if callable(getattr(system, "fingerprint", None)) else None
         fingerprint = {
             "name": loaded.name,
@@ -173,8 +176,12 @@ def _keep(run: RunDirectory, unit: PredictUnit, i: int, reference: Clip, output:
         "sample_rate": reference.sample_rate,
         "samples": reference.length,
         "channels": reference.channels,
-        "cost": {"encode_s": output.cost.encode_s, "decode_s": output.cost.decode_s,
-                 "peak_bytes": output.cost.peak_bytes, "parameters": output.cost.parameters},
+        "cost": {
+            "encode_s": output.cost.encode_s,
+            "decode_s": output.cost.decode_s,
+            "peak_bytes": output.cost.peak_bytes,
+            "parameters": output.cost.parameters,
+        },
         "tokens": run.put_tokens(output.tokens) if output.tokens is not None else None,
         "audio": None,
     }
@@ -247,8 +254,13 @@ def _run_together(system: Any, clips: list[Clip], seeds: list[int]) -> list[Outp
     outputs = []
     for clip, before, one, after in zip(clips, given, tokens, made, strict=True):
         share = clip.seconds / total
-        cost = Cost((encoded - started) * share, (decoded - decoding) * share, clip.seconds, peak,
-                    getattr(system, "parameters", None))
+        cost = Cost(
+            (encoded - started) * share,
+            (decoded - decoding) * share,
+            clip.seconds,
+            peak,
+            getattr(system, "parameters", None),
+        )
         outputs.append(Output(_at_clip_rate(after, before, clip), one, cost))
     return outputs
 
@@ -350,8 +362,13 @@ def _sample(run: RunDirectory, unit: ScoreUnit) -> dict[str, Any]:
         raise EvalkitError("the clip is no longer the one that was predicted from: its audio has changed")
     tokens = run.get_tokens(record["tokens"]) if record["tokens"] else None
     cost = Cost(audio_s=reference.seconds, **record["cost"])
-    return {"reference": reference, "estimate": _estimate(run, unit, reference, tokens), "tokens": tokens, "cost": cost,
-            "labels": unit.item.labels}
+    return {
+        "reference": reference,
+        "estimate": _estimate(run, unit, reference, tokens),
+        "tokens": tokens,
+        "cost": cost,
+        "labels": unit.item.labels,
+    }
 
 
 def _estimate(run: RunDirectory, unit: ScoreUnit, reference: Clip, tokens: Tokens | None) -> Clip:
@@ -394,11 +411,20 @@ def load_metric(name: str) -> MetricInfo:
 @functools.cache
 def metric_id(info: MetricInfo) -> str:
     """``name-v<version>-<hash of source, combine and what its declaration lets through>``."""
-    code = digest([
-        source_hash(info.function), source_hash(info.combine) if info.combine else None, info.level, info.domains,
-        info.sample_rates, info.min_seconds, info.max_seconds, list(map(str, info.range)), info.unit,
-        versions(info.requires),
-    ])
+    code = digest(
+        [
+            source_hash(info.function),
+            source_hash(info.combine) if info.combine else None,
+            info.level,
+            info.domains,
+            info.sample_rates,
+            info.min_seconds,
+            info.max_seconds,
+            list(map(str, info.range)),
+            info.unit,
+            versions(info.requires),
+        ]
+    )
     return f"{info.name}-v{info.version}-{code[:8]}"
 
 

@@ -1,4 +1,4 @@
-"""Shared fixtures. Real audio lies beside the checkout in ``../shared``; tests that need it skip, saying so, without it."""
+"""Shared fixtures. Real audio lies beside the checkout in ``../shared``; tests that need it skip without it."""
 
 from __future__ import annotations
 

@@ -296,18 +296,7 @@ def identities() -> list[dict[str, str]]:
     return out
 
 
-@pytest.mark.parametrize(
-    "what",
-    [
-        "reader",
-        "metric",
-        "system",
-        pytest.param(
-            "clip",
-            marks=pytest.mark.xfail(strict=True, reason="source_hash takes addresses of functions in constants"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("what", ["reader", "metric", "system", "clip"])
 def test_identities_are_the_same_in_every_process(identities: list[dict[str, str]], what: str) -> None:
     """Otherwise a run is never continued, whatever `cache explain` says about why."""
     first, second = ({k: v for k, v in one.items() if k.startswith(what)} for one in identities)
@@ -315,7 +304,6 @@ def test_identities_are_the_same_in_every_process(identities: list[dict[str, str
     assert "absent" not in [v for k, v in first.items() if "codec2" not in k]
 
 
-@pytest.mark.xfail(strict=True, reason="source_hash takes addresses of functions in constants")
 def test_the_embedded_data_set_hits_in_another_process(tmp_path: Path) -> None:
     command = ("run", "--task", "scenes", "--system", "pcm:8", "--limit", "2", "--out", "out", "-j", "0")
     assert evalkit(tmp_path, *command).returncode == 0

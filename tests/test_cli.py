@@ -352,7 +352,7 @@ def test_explain_says_whether_a_metric_applies(main: Any) -> None:
     assert last.startswith("esc50-reconstruction: n/a: ") and "speech" in last and "sound" in last
     code, out, _ = main("explain", "mine.py:peak", "--task", "vctk-reconstruction")
     assert "vctk-reconstruction: applies to speech" in out
-    assert "not among the task's own metrics; --metric test_cli_peak adds it" in out
+    assert "not among the task's own metrics; --metric mine.py:peak adds it" in out
 
 
 # -- run --------------------------------------------------------------------------------------------------------------

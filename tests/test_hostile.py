@@ -16,8 +16,17 @@ import pytest
 
 from evalkit.audio import Clip, write_clip
 
-GOOD = ("good one.wav", "good two.flac", "eight channels.wav", "192 kHz.wav", "new\nline.wav", "a..b%2e%2e%2f.wav", "$(touch pwned);`id`|&.wav",
-        "<img src=x onerror=alert(1)>.wav", "\x1b[31mred.wav")
+GOOD = (
+    "good one.wav",
+    "good two.flac",
+    "eight channels.wav",
+    "192 kHz.wav",
+    "new\nline.wav",
+    "a..b%2e%2e%2f.wav",
+    "$(touch pwned);`id`|&.wav",
+    "<img src=x onerror=alert(1)>.wav",
+    "\x1b[31mred.wav",
+)
 
 
 def _noise(seconds: float, rate: int, channels: int = 1, seed: int = 0) -> Clip:
@@ -26,8 +35,22 @@ def _noise(seconds: float, rate: int, channels: int = 1, seed: int = 0) -> Clip:
 
 def _wav_header(data_bytes: int, rate: int = 16_000, channels: int = 1, kind: int = 1, bits: int = 16) -> bytes:
     block = channels * bits // 8
-    return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", (data_bytes + 36) & 0xFFFFFFFF, b"WAVE", b"fmt ", 16, kind,
-                       channels, rate, rate * block & 0xFFFFFFFF, block & 0xFFFF, bits, b"data", data_bytes & 0xFFFFFFFF)
+    return struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        b"RIFF",
+        (data_bytes + 36) & 0xFFFFFFFF,
+        b"WAVE",
+        b"fmt ",
+        16,
+        kind,
+        channels,
+        rate,
+        rate * block & 0xFFFFFFFF,
+        block & 0xFFFF,
+        bits,
+        b"data",
+        data_bytes & 0xFFFFFFFF,
+    )
 
 
 def _fill_good(folder: Path) -> None:
@@ -65,10 +88,19 @@ def _fill_bad(folder: Path) -> dict[str, str]:
     (folder / "outside.wav").symlink_to("/etc/hostname")
     (folder / "dangling.wav").symlink_to("nowhere.wav")
     return {
-        "cut.ogg": "truncated", "zero.wav": "is empty", "one sample.wav": "too short: 1 samples",
-        "nan.wav": "1 of 8000 samples are NaN", "inf.wav": "3 of 8000 samples are NaN or infinite",
-        "text.wav": "not", "directory.wav": "is a directory", "4 GB.wav": "header promises 4,000,000,000 bytes",
-        "cut.wav": "truncated", "rate.wav": "", "channels.wav": "", "outside.wav": "leaves", "dangling.wav": "",
+        "cut.ogg": "truncated",
+        "zero.wav": "is empty",
+        "one sample.wav": "too short: 1 samples",
+        "nan.wav": "1 of 8000 samples are NaN",
+        "inf.wav": "3 of 8000 samples are NaN or infinite",
+        "text.wav": "not",
+        "directory.wav": "is a directory",
+        "4 GB.wav": "header promises 4,000,000,000 bytes",
+        "cut.wav": "truncated",
+        "rate.wav": "",
+        "channels.wav": "",
+        "outside.wav": "leaves",
+        "dangling.wav": "",
     }
 
 
@@ -76,8 +108,21 @@ def _run(cwd: Path, folder: str, out: str) -> tuple[int, dict[str, Any]]:
     from evalkit.record import RunDirectory
     from evalkit.results import collect
 
-    command = [sys.executable, "-m", "evalkit", "run", "--task", f"folder:{folder}", "--system", "pcm:8,noise", "--out", out,
-               "--jobs", "2", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "evalkit",
+        "run",
+        "--task",
+        f"folder:{folder}",
+        "--system",
+        "pcm:8,noise",
+        "--out",
+        out,
+        "--jobs",
+        "2",
+        "--json",
+    ]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     assert "Traceback" not in done.stderr, done.stderr
     json.loads(done.stdout)
@@ -87,8 +132,11 @@ def _run(cwd: Path, folder: str, out: str) -> tuple[int, dict[str, Any]]:
 
 def _values(result: dict[str, Any]) -> dict[str, dict[str, float]]:
     ids = result["clips"]["id"]
-    return {name: {i: v for i, v in zip(ids, m["values"], strict=True) if v is not None}
-            for name, m in result["metrics"].items() if m["level"] == "sample" and m["deterministic"]}
+    return {
+        name: {i: v for i, v in zip(ids, m["values"], strict=True) if v is not None}
+        for name, m in result["metrics"].items()
+        if m["level"] == "sample" and m["deterministic"]
+    }
 
 
 def test_hostile_files_beside_good_ones(tmp_path: Path) -> None:
@@ -106,7 +154,9 @@ def test_hostile_files_beside_good_ones(tmp_path: Path) -> None:
         ids = mixed[system]["clips"]["id"]
         assert len(ids) == n_good + len(expected)
         why = {ids[i]: w for w, at in mixed[system]["metrics"]["mse"]["reasons"]["failed"].items() for i in at}
-        found = {name: next((w for i, w in why.items() if i in (name, name.rpartition(".")[0])), None) for name in expected}
+        found = {
+            name: next((w for i, w in why.items() if i in (name, name.rpartition(".")[0])), None) for name in expected
+        }
         assert None not in found.values(), found
         for name, piece in expected.items():
             assert piece in str(found[name]), (name, found[name])
@@ -143,8 +193,11 @@ def test_names_in_a_table_of_contents_cannot_leave_the_folder(tmp_path: Path) ->
     (root / "meta").mkdir()
     write_clip(_noise(5.0, 44_100), root / "audio" / "1-1-A-0.wav")
     write_clip(_noise(5.0, 44_100), tmp_path / "outside.wav")
-    rows = ["filename,fold,target,category,esc10,src_file,take", "1-1-A-0.wav,1,0,dog,True,1,A",
-            "../../outside.wav,1,0,dog,True,2,A"]
+    rows = [
+        "filename,fold,target,category,esc10,src_file,take",
+        "1-1-A-0.wav,1,0,dog,True,1,A",
+        "../../outside.wav,1,0,dog,True,2,A",
+    ]
     (root / "meta" / "esc50.csv").write_text("\n".join(rows) + "\n")
     from evalkit.plan import Request
     from evalkit.run import run

@@ -15,7 +15,11 @@ from hypothesis import strategies as st
 from evalkit.identity import array_digest, canonical_json, difference, digest, source_hash
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
     max_leaves=12,
 )
@@ -38,7 +42,9 @@ def test_nan_has_no_identity() -> None:
 
 def test_array_digest_sees_dtype_shape_and_values() -> None:
     a = np.arange(6)
-    digests = {array_digest({"a": v}) for v in (a, a.reshape(2, 3), a.astype(np.int32), a + 1)} | {array_digest({"b": a})}
+    digests = {array_digest({"a": v}) for v in (a, a.reshape(2, 3), a.astype(np.int32), a + 1)} | {
+        array_digest({"b": a})
+    }
     assert len(digests) == 5
     assert array_digest({"a": a}) == array_digest({"a": a.astype(">i8")})
 

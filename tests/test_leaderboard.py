@@ -27,8 +27,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
     (folder / "clips").mkdir()
     for i in range(12):
         noise = np.random.default_rng(i).normal(0, 0.05, 6000)
-        write_clip(Clip(noise + 0.3 * np.sin(np.arange(6000) * 0.1 * (1 + i)), 16_000), folder / "clips" / f"{i:02}.wav")
-    outcome = run(Request((f"folder:{folder / 'clips'}",), ("identity", "silence", "pcm:4", "pcm:8")), out=folder / "run", jobs=0)
+        write_clip(
+            Clip(noise + 0.3 * np.sin(np.arange(6000) * 0.1 * (1 + i)), 16_000), folder / "clips" / f"{i:02}.wav"
+        )
+    outcome = run(
+        Request((f"folder:{folder / 'clips'}",), ("identity", "silence", "pcm:4", "pcm:8")), out=folder / "run", jobs=0
+    )
     assert outcome.exit_code == 0
     return folder / "run", outcome.results
 
@@ -49,7 +53,7 @@ def test_rebuilt_byte_for_byte_and_check(finished: tuple[Path, list[dict[str, An
 def test_ranks_ties_and_differences(finished: tuple[Path, list[dict[str, Any]]]) -> None:
     table = build_table(finished[1], baseline="pcm:4")
     cells = {r.label: r.cells["mse"] for r in table.rows}
-    assert [r.label for r in table.rows][0] == "identity"
+    assert table.rows[0].label == "identity"
     assert [cells[s].rank for s in ("identity", "pcm:8", "pcm:4", "silence")] == ["1", "2", "3", "4"]
     assert cells["pcm:8"].diff == pytest.approx(cells["pcm:8"].value - cells["pcm:4"].value)  # type: ignore[operator]
     assert cells["pcm:8"].p is not None and cells["pcm:8"].p < 0.05
@@ -80,7 +84,11 @@ def test_rows_of_other_data_are_refused_and_other_metric_versions_noted(
     assert cells["older"]["snr"].value == cells["pcm:8"]["snr"].value
     for r in (*finished[1], other_data, other_metric):
         write_record(r, tmp_path / "records")
-    page = next(v for k, v in rebuild(tmp_path).items() if k.startswith("folder") and k.endswith("}.md") or k.endswith("clips.md"))
+    page = next(
+        v
+        for k, v in rebuild(tmp_path).items()
+        if (k.startswith("folder") and k.endswith("}.md")) or k.endswith("clips.md")
+    )
     assert "## Refused rows" in page.decode()
 
 
@@ -100,7 +108,9 @@ def test_strangers_text_is_inert_everywhere(finished: tuple[Path, list[dict[str,
             assert "\n# c" not in text
         if name.endswith(".csv"):
             assert all(not row["system"].startswith("=") for row in csv.DictReader(text.splitlines()))
-    assert all(".." not in p.name and p.parent.parent == tmp_path / "records" for p in (tmp_path / "records").rglob("*.json"))
+    assert all(
+        ".." not in p.name and p.parent.parent == tmp_path / "records" for p in (tmp_path / "records").rglob("*.json")
+    )
 
 
 def test_published_numbers_have_their_own_marked_columns(
@@ -109,12 +119,15 @@ def test_published_numbers_have_their_own_marked_columns(
     update([finished[0]], tmp_path)
     task = finished[1][0]["task"]["name"]
     (tmp_path / "published.toml").write_text(
-        f'[[published]]\ntask = {json.dumps(task)}\nsystem = "pcm:8"\nmetric = "mel distance (elsewhere)"\nvalue = 1.25\n'
+        f'[[published]]\ntask = {json.dumps(task)}\nsystem = "pcm:8"\nmetric = "mel distance (elsewhere)"\n'
+        "value = 1.25\n"
         'citation = "A. Uthor, 2025"\n'
         f'[[published]]\ntask = {json.dumps(task)}\nsystem = "LM-MSN"\nmetric = "mel distance (elsewhere)"\n'
         'value = "not available"\ncitation = "Make Some Noise"\n'
     )
-    page = next(v.decode() for k, v in rebuild(tmp_path).items() if k.endswith(".md") and k != "README.md" and ".cost" not in k)
+    page = next(
+        v.decode() for k, v in rebuild(tmp_path).items() if k.endswith(".md") and k != "README.md" and ".cost" not in k
+    )
     head = next(line for line in page.splitlines() if line.startswith("| system"))
     assert head.endswith("| *published:* mel distance (elsewhere) |")
     assert "A. Uthor, 2025" in page
@@ -144,3 +157,20 @@ def test_unfinished_runs_and_foreign_records_are_refused(
 def test_the_committed_leaderboards_are_fresh() -> None:
     folder = Path(__file__).resolve().parent.parent / "leaderboards"
     assert check(folder) == []
+
+
+def test_the_table_in_the_readme_is_the_leaderboard() -> None:
+    """Each column and row of README's table is copied from the page that it names."""
+
+    def cells(line: str) -> list[str]:
+        return [c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+    root = Path(__file__).resolve().parent.parent
+    found = re.search(r"<!-- table: (\S+) -->\n+((?:\|.*\n)+)", (root / "README.md").read_text())
+    assert found
+    shown = [cells(line) for line in found[2].splitlines()]
+    page = (root / found[1]).read_text().splitlines()
+    start = next(i for i, line in enumerate(page) if line.startswith("| system | kbps |"))
+    table = [cells(line) for line in page[start : page.index("", start)]]
+    columns = [table[0].index(name) for name in shown[0]]
+    assert shown == [[row[c] for c in columns] for row in table]

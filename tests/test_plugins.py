@@ -69,31 +69,63 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plugins")
     groups = "".join(f"[evalkit.{kind}]\nacme = acme_evalkit\n" for kind in ("tasks", "systems", "metrics", "datasets"))
     good = _wheel(folder, "acme_evalkit", "acme_evalkit", PLUGIN, groups)
-    broken = _wheel(folder, "broken_evalkit", "broken_evalkit", "raise RuntimeError('no licence file')\n",
-                    "[evalkit.systems]\nbroken = broken_evalkit\n")
+    broken = _wheel(
+        folder,
+        "broken_evalkit",
+        "broken_evalkit",
+        "raise RuntimeError('no licence file')\n",
+        "[evalkit.systems]\nbroken = broken_evalkit\n",
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", str(folder / "site"),
-         str(good), str(broken)], capture_output=True, text=True,
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-index",
+            "--no-deps",
+            "--target",
+            str(folder / "site"),
+            str(good),
+            str(broken),
+        ],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return folder / "site"
 
 
 def _evalkit(site: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "evalkit", *arguments], cwd=cwd, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(site)})
+    return subprocess.run(
+        [sys.executable, "-m", "evalkit", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(site)},
+    )
 
 
 def test_a_plugin_adds_a_task_a_system_a_metric_and_a_data_set(site: Path, tmp_path: Path) -> None:
-    done = _evalkit(site, tmp_path, "run", "--task", "acme-tones", "--system", "acme-sign,pcm:8", "--out", "out", "-j", "2")
+    done = _evalkit(
+        site, tmp_path, "run", "--task", "acme-tones", "--system", "acme-sign,pcm:8", "--out", "out", "-j", "2"
+    )
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "out/tables/acme-tones-reconstruction.md").read_text()
     assert "acme\\_peak\\_error" in page and "`acme-sign`" in page
     assert "| `acme-sign` | 8 |" in page  # one bit at 8 kHz
 
 
-@pytest.mark.parametrize(("kind", "name"), [("tasks", "acme-tones-reconstruction"), ("systems", "acme-sign"),
-                                            ("metrics", "acme_peak_error"), ("datasets", "acme-tones")])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("tasks", "acme-tones-reconstruction"),
+        ("systems", "acme-sign"),
+        ("metrics", "acme_peak_error"),
+        ("datasets", "acme-tones"),
+    ],
+)
 def test_plugins_are_listed_beside_builtins(site: Path, tmp_path: Path, kind: str, name: str) -> None:
     done = _evalkit(site, tmp_path, "list", kind)
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,9 @@ from evalkit.tokens import Tokens
 
 
 def _tokens() -> Tokens:
-    return Tokens(np.array([[0, 5, 1023], [1, 2, 3]]), (1024, 4), 75.0, 960, 24_000, 3.5, 16.0, {"scale": np.array([0.5])})
+    return Tokens(
+        np.array([[0, 5, 1023], [1, 2, 3]]), (1024, 4), 75.0, 960, 24_000, 3.5, 16.0, {"scale": np.array([0.5])}
+    )
 
 
 def test_a_partial_last_line_is_passed_over_and_cut_off(tmp_path: Path) -> None:
@@ -66,10 +68,15 @@ def test_kept_audio_is_exact_and_playable(tmp_path: Path) -> None:
 
 def test_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path: Path) -> None:
     holder = subprocess.Popen(
-        [sys.executable, "-c",
-         "import sys, time; from evalkit.record import RunDirectory\n"
-         "lock = RunDirectory(sys.argv[1]).lock(); print('held', flush=True); time.sleep(60)", str(tmp_path)],
-        stdout=subprocess.PIPE, text=True,
+        [
+            sys.executable,
+            "-c",
+            "import sys, time; from evalkit.record import RunDirectory\n"
+            "lock = RunDirectory(sys.argv[1]).lock(); print('held', flush=True); time.sleep(60)",
+            str(tmp_path),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"

@@ -127,6 +127,15 @@ def broken_corpus(reference):
 '''
 
 
+SLOW = """
+import time
+class Slow:
+    def reconstruct(self, clip, seed):
+        time.sleep(SECONDS)
+        return clip
+"""
+
+
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with four clips, a.wav to d.wav, and a file of misbehaving systems and metrics; it is the cwd."""
@@ -225,7 +234,9 @@ def test_bad_metrics_cost_only_themselves(bench: Path) -> None:
 def test_gives_up_on_a_system_that_always_crashes(bench: Path) -> None:
     for i in range(8):
         write_clip(Clip(np.random.default_rng(i).normal(0, 0.1, 8000), 16_000), bench / "clips" / f"e{i}.wav")
-    (bench / "fatal.py").write_text("import os\nclass Fatal:\n    def reconstruct(self, clip, seed):\n        os._exit(3)\n")
+    (bench / "fatal.py").write_text(
+        "import os\nclass Fatal:\n    def reconstruct(self, clip, seed):\n        os._exit(3)\n"
+    )
     outcome = run(_request("fatal.py:Fatal", "pcm:8"), out="out", jobs=1)
     why = _reasons(_by_system(outcome)["fatal.py:Fatal"])
     assert sum(len(v) for v in why.values()) == 12
@@ -276,14 +287,28 @@ def _change_code(bench: Path) -> Request:
 
 @pytest.mark.parametrize(
     ("change", "field", "predicted"),
-    [(_change_selection, "selection.limit (2 -> none)", 2), (_change_audio, "selection.content", 0),
-     (_change_code, "system.source", 2)],
+    [
+        (_change_selection, "selection.limit (2 -> none)", 2),
+        (_change_audio, "selection.content", 0),
+        (_change_code, "system.source", 2),
+    ],
 )
 def test_a_changed_identity_is_named_and_only_what_changed_is_computed(
     bench: Path, change: Callable[[Path], Request], field: str, predicted: int
 ) -> None:
     """In fresh processes, since a process imports mine.py once. ``limit=2`` takes clips a and c."""
-    command = [sys.executable, "-m", "evalkit", "run", "--task", "folder:clips", "--system", "mine.py:Rounding", "--out", "out"]
+    command = [
+        sys.executable,
+        "-m",
+        "evalkit",
+        "run",
+        "--task",
+        "folder:clips",
+        "--system",
+        "mine.py:Rounding",
+        "--out",
+        "out",
+    ]
     subprocess.run([*command, "--limit", "2"], check=True, capture_output=True)
     request = change(bench)
     limit = ["--limit", str(request.limit)] if request.limit else []
@@ -325,7 +350,9 @@ def test_scoring_again_keeps_the_predictions_of_changed_code(bench: Path) -> Non
     assert done.returncode == 0
     path = bench / "mine.py"
     path.write_text(path.read_text().replace("0.98) * 64", "0.90) * 64"))  # encodes otherwise, decodes the same
-    done = subprocess.run([*command, "score", "out", "--metric", "mine.py:raises", "--json"], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "score", "out", "--metric", "mine.py:raises", "--json"], capture_output=True, text=True
+    )
     assert len(RunDirectory("out").predictions()) == 4
     values = {r["metric"]: r["scored"] for r in json.loads(done.stdout)["rows"]}
     assert (values["mse"], values["test_raises"]) == (4, 3)
@@ -341,11 +368,14 @@ def test_keep_audio_on_a_finished_run_keeps_it(bench: Path) -> None:
 
 def test_a_plugin_task_with_an_unknown_metric_fails_alone(bench: Path) -> None:
     (bench / "odd.py").write_text(
-        "from evalkit import Task, task\n@task\ndef odd():\n    return Task('odd-reconstruction', 'scenes', ('no_such',))\n"
+        "from evalkit import Task, task\n@task\n"
+        "def odd():\n    return Task('odd-reconstruction', 'scenes', ('no_such',))\n"
     )
     outcome = run(Request(("odd.py:odd", "folder:clips"), ("pcm:8",)), out="out", jobs=0)
     assert outcome.exit_code == 3
-    assert outcome.errors == ["odd-reconstruction: no metric named 'no_such': `evalkit list metrics` shows what there is"]
+    assert outcome.errors == [
+        "odd-reconstruction: no metric named 'no_such': `evalkit list metrics` shows what there is"
+    ]
     assert counts(outcome.results[0], "mse") == (4, 0, 0, 0)
 
 
@@ -376,8 +406,18 @@ def test_killed_at_20_random_moments_it_finishes_the_same(bench: Path, monkeypat
     """SIGKILL, then the same command: a byte-identical leaderboard, and no flushed prediction computed again."""
     for i in range(16):
         write_clip(Clip(np.random.default_rng(i).normal(0, 0.1, 4000 + i), 16_000), bench / "clips" / f"k{i:02}.wav")
-    command = [sys.executable, "-m", "evalkit", "run", "--task", "folder:clips", "--system",
-               "identity,mine.py:Rounding,noise,pcm:6", "--jobs", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "evalkit",
+        "run",
+        "--task",
+        "folder:clips",
+        "--system",
+        "identity,mine.py:Rounding,noise,pcm:6",
+        "--jobs",
+        "2",
+    ]
     subprocess.run([*command, "--out", "undisturbed"], check=True, capture_output=True)
     log = bench / "log"
     log.write_text("")
@@ -387,8 +427,9 @@ def test_killed_at_20_random_moments_it_finishes_the_same(bench: Path, monkeypat
     for _ in range(20):
         flushed = {r["clip"] for r in RunDirectory("killed").predictions().values() if "Rounding" in r["system"]}
         log.write_text("")
-        process = subprocess.Popen([*command, "--out", "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                   start_new_session=True)
+        process = subprocess.Popen(
+            [*command, "--out", "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         time.sleep(moments.uniform(0.2, 1.6))
         if process.poll() is None:
             killed += 1
@@ -405,8 +446,13 @@ def test_killed_at_20_random_moments_it_finishes_the_same(bench: Path, monkeypat
     for name in ("undisturbed", "killed"):
         update([name], f"board-{name}")
         folder = Path(f"board-{name}")
-        boards.append({str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*"))
-                       if p.is_file() and ".cost." not in p.name})
+        boards.append(
+            {
+                str(p.relative_to(folder)): p.read_bytes()
+                for p in sorted(folder.rglob("*"))
+                if p.is_file() and ".cost." not in p.name
+            }
+        )
     assert boards[0] == boards[1]
     assert len(boards[0]) == 8  # index, md, csv, json, four records
 
@@ -416,8 +462,11 @@ def test_workers_do_not_outlive_a_killed_parent(bench: Path) -> None:
         "import os, time\nclass Slow:\n    def reconstruct(self, clip, seed):\n"
         "        open('pid', 'w').write(str(os.getpid()))\n        time.sleep(1.0)\n        return clip\n"
     )
-    process = subprocess.Popen([sys.executable, "-m", "evalkit", "run", "--task", "folder:clips", "--system", "slow.py:Slow",
-                                "--out", "out"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "evalkit", "run", "--task", "folder:clips", "--system", "slow.py:Slow", "--out", "out"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     pid_file = bench / "pid"
     _wait_for(lambda: pid_file.exists() and bool(pid_file.read_text()), 30)
     process.kill()
@@ -427,11 +476,22 @@ def test_workers_do_not_outlive_a_killed_parent(bench: Path) -> None:
 
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_finish(bench: Path) -> None:
-    (bench / "slow.py").write_text(
-        "import time\nclass Slow:\n    def reconstruct(self, clip, seed):\n        time.sleep(0.5)\n        return clip\n"
+    (bench / "slow.py").write_text(SLOW.replace("SECONDS", "0.5"))
+    command = [
+        sys.executable,
+        "-m",
+        "evalkit",
+        "run",
+        "--task",
+        "folder:clips",
+        "--system",
+        "slow.py:Slow",
+        "--out",
+        "out",
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    command = [sys.executable, "-m", "evalkit", "run", "--task", "folder:clips", "--system", "slow.py:Slow", "--out", "out"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     _wait_for(lambda: Path("out/predictions.jsonl").exists(), 30)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=30)
@@ -445,10 +505,19 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_finish(bench: Path) -> None:
 
 def test_two_processes_on_one_directory(bench: Path) -> None:
     """The second is refused with exit code 1; the first is undisturbed."""
-    (bench / "slow.py").write_text(
-        "import time\nclass Slow:\n    def reconstruct(self, clip, seed):\n        time.sleep(0.7)\n        return clip\n"
-    )
-    command = [sys.executable, "-m", "evalkit", "run", "--task", "folder:clips", "--system", "slow.py:Slow", "--out", "out"]
+    (bench / "slow.py").write_text(SLOW.replace("SECONDS", "0.7"))
+    command = [
+        sys.executable,
+        "-m",
+        "evalkit",
+        "run",
+        "--task",
+        "folder:clips",
+        "--system",
+        "slow.py:Slow",
+        "--out",
+        "out",
+    ]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _wait_for(lambda: Path("out/predictions.jsonl").exists(), 30)
     second = subprocess.run(command, capture_output=True, text=True)
@@ -505,7 +574,7 @@ def test_an_executor_of_ones_own_gives_the_same_results(bench: Path) -> None:
         assert steady[0] == steady[1]
 
 
-BATCHED = '''
+BATCHED = """
 import numpy as np
 from evalkit import Clip, Tokens
 
@@ -524,7 +593,7 @@ class Batched:
         return [Tokens((c.samples > 0).astype(int), (2,), c.sample_rate, c.length, c.sample_rate) for c in clips]
     def decode_batch(self, tokens, seeds):
         return [Clip(t.codes * 0.2 - 0.1, t.sample_rate) for t in tokens]
-'''
+"""
 
 
 def test_a_bad_clip_does_not_spoil_its_batch(bench: Path) -> None:

@@ -18,7 +18,7 @@ class Item:
     """One clip of a data set, before it is read.
 
     Attributes:
-        id: unique within the data set, stable across machines (relative path without suffix, plus ``#start`` for excerpts).
+        id: unique within the data set, stable across machines (relative path, no suffix, ``#start`` of excerpts).
         path: the file; None for generated clips.
         cluster: recording, speaker or track; the unit of resampling in statistics.
         start, seconds: the excerpt of the file, in seconds; None is to the end.
@@ -43,7 +43,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to download. ``checksum`` is ``sha256:...`` (or ``md5:``/``sha1:`` where only that is published), or ""."""
+    """A file to download. ``checksum`` is ``sha256:...`` (``md5:`` or ``sha1:`` where only that is published) or ""."""
 
     url: str
     filename: str
@@ -91,4 +91,4 @@ class DatasetInfo:
     """How to obtain it by hand, for the error where it is absent."""
 
 
-__all__ = ["Archive", "DatasetInfo", "Item", "Layout", "Iterable", "Literal"]
+__all__ = ["Archive", "DatasetInfo", "Item", "Iterable", "Layout", "Literal"]

@@ -138,8 +138,14 @@ def _silent(what: str, done: int, total: int | None) -> None:
 
 
 def _one(
-    info: DatasetInfo, archive: Archive, home: Path, data_root: Path, progress: Progress,
-    source: str | os.PathLike[str] | None, keep: bool, pause: float,
+    info: DatasetInfo,
+    archive: Archive,
+    home: Path,
+    data_root: Path,
+    progress: Progress,
+    source: str | os.PathLike[str] | None,
+    keep: bool,
+    pause: float,
 ) -> Fetched:
     work = home / ".download"
     record = work / f"{archive.filename}.json"
@@ -169,8 +175,13 @@ def _one(
         raise DataError(f"{info.name}: {error}\n{by_hand(info, archive, data_root)}") from error
     verified = bool(archive.checksum)
     content = {
-        "url": archive.url, "filename": archive.filename, "bytes": path.stat().st_size, "sha256": sha256,
-        "published": archive.checksum, "verified": verified, "files": files,
+        "url": archive.url,
+        "filename": archive.filename,
+        "bytes": path.stat().st_size,
+        "sha256": sha256,
+        "published": archive.checksum,
+        "verified": verified,
+        "files": files,
         "entries": [str(PurePosixPath(archive.folder or ".") / e) for e in entries],
     }
     _write_json(record, content)

@@ -51,8 +51,13 @@ def read(root: Path, *, subset: str = "esc50", fold: str | None = None) -> Layou
         if (subset == "esc10" and row["esc10"] != "True") or (fold is not None and row["fold"] != fold):
             continue
         labels = {
-            "class": row["category"], "category": row["category"], "target": int(row["target"]),
-            "fold": int(row["fold"]), "esc10": row["esc10"] == "True", "src_file": row["src_file"], "take": row["take"],
+            "class": row["category"],
+            "category": row["category"],
+            "target": int(row["target"]),
+            "fold": int(row["fold"]),
+            "esc10": row["esc10"] == "True",
+            "src_file": row["src_file"],
+            "take": row["take"],
         }
         if row.get("clip_licence"):
             labels["licence"] = row["clip_licence"]
@@ -100,19 +105,22 @@ def _file(audio: Path, name: str) -> Path | None:
     return next((p for n in (name, *(stem + s for s in SUFFIXES)) if os.path.lexists(p := audio / n)), None)
 
 
-INFO = dataset(DatasetInfo(
-    name="esc50",
-    version="2015",
-    summary="2,000 environmental recordings of 5 s in 50 classes; subset=esc10: 400 in 10 classes",
-    domain="sound",
-    licence="CC BY-NC 3.0 (the ESC-10 subset: CC BY 3.0)",
-    citation="K. J. Piczak, ESC: Dataset for Environmental Sound Classification, ACM Multimedia 2015, "
-    "doi:10.1145/2733373.2806390",
-    homepage="https://github.com/karolpiczak/ESC-50",
-    read=read,
-    folder="esc50",
-    # GitHub makes this archive on demand and publishes no checksum; other projects list differing ones. Size: README.
-    archives=(Archive("https://github.com/karolpiczak/ESC-50/archive/master.zip", "ESC-50-master.zip",
-                      bytes=600_000_000),),
-    remedy="git clone https://github.com/karolpiczak/ESC-50 and name the clone esc50",
-))
+INFO = dataset(
+    DatasetInfo(
+        name="esc50",
+        version="2015",
+        summary="2,000 environmental recordings of 5 s in 50 classes; subset=esc10: 400 in 10 classes",
+        domain="sound",
+        licence="CC BY-NC 3.0 (the ESC-10 subset: CC BY 3.0)",
+        citation="K. J. Piczak, ESC: Dataset for Environmental Sound Classification, ACM Multimedia 2015, "
+        "doi:10.1145/2733373.2806390",
+        homepage="https://github.com/karolpiczak/ESC-50",
+        read=read,
+        folder="esc50",
+        # GitHub makes this archive on demand and publishes no checksum; projects list differing ones. Size: README.
+        archives=(
+            Archive("https://github.com/karolpiczak/ESC-50/archive/master.zip", "ESC-50-master.zip", bytes=600_000_000),
+        ),
+        remedy="git clone https://github.com/karolpiczak/ESC-50 and name the clone esc50",
+    )
+)

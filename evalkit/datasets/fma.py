@@ -14,10 +14,31 @@ from evalkit.registry import dataset
 
 TRACKS = {"small": 8000, "medium": 25000, "large": 106574, "full": 106574}
 
-CORRUPT = frozenset((
-    "001486", "005574", "065753", "080391", "098558", "098559", "098560", "098565", "098566", "098567", "098568",
-    "098569", "098571", "099134", "105247", "108924", "108925", "126981", "127336", "133297", "143992",
-))
+CORRUPT = frozenset(
+    (
+        "001486",
+        "005574",
+        "065753",
+        "080391",
+        "098558",
+        "098559",
+        "098560",
+        "098565",
+        "098566",
+        "098567",
+        "098568",
+        "098569",
+        "098571",
+        "099134",
+        "105247",
+        "108924",
+        "108925",
+        "126981",
+        "127336",
+        "133297",
+        "143992",
+    )
+)
 """Tracks whose 30 s clip was cut at a wrong place, beyond the end of the recording, so that little or nothing is left:
 the author's list in https://github.com/mdeff/fma/issues/8, repeated as "excerpts shorter than 30s" in the project's
 wiki. The whole tracks of fma_full are not affected. Other unreadable tracks are on no list that was checked and show up
@@ -54,8 +75,10 @@ def read(root: Path, *, subset: str | None = None, excerpt: float = 10.0, most: 
     if most < 1:
         raise UsageError(f"fma: most={most}: expected at least 1")
     official = subset or next((s for s in TRACKS if (root / f"fma_{s}").is_dir()), None)
-    notes = [f"excerpts of {excerpt:g} s, consecutive from the start of each track, at most {most} a track; "
-             "a shorter rest is dropped"]
+    notes = [
+        f"excerpts of {excerpt:g} s, consecutive from the start of each track, at most {most} a track; "
+        "a shorter rest is dropped"
+    ]
     if official is None:
         if not root.is_dir():
             raise DataError(f"no FMA in {root}: no such folder")
@@ -143,22 +166,24 @@ def _archive(name: str, gib: float, sha1: str) -> Archive:
     return Archive(f"https://os.unil.cloud.switch.ch/fma/{name}.zip", f"{name}.zip", f"sha1:{sha1}", int(gib * 2**30))
 
 
-INFO = dataset(DatasetInfo(
-    name="fma",
-    version="rc1 (2017-05-09)",
-    summary="tracks of the Free Music Archive in excerpts; subset=small: 8,000 clips of 30 s",
-    domain="music",
-    licence="per track, chosen by the artist (Creative Commons); metadata CC BY 4.0",
-    citation="M. Defferrard et al., FMA: A Dataset for Music Analysis, ISMIR 2017, arXiv:1612.01840",
-    homepage="https://github.com/mdeff/fma",
-    read=read,
-    folder="fma",
-    # URLs, sizes (rounded) and sha1: README of https://github.com/mdeff/fma.
-    archives=(
-        _archive("fma_small", 7.2, "ade154f733639d52e35e32f5593efe5be76c6d70"),
-        _archive("fma_medium", 22, "c67b69ea232021025fca9231fc1c7c1a063ab50b"),
-        _archive("fma_large", 93, "497109f4dd721066b5ce5e5f250ec604dc78939e"),
-        _archive("fma_full", 879, "0f0ace23fbe9ba30ecb7e95f763e435ea802b8ab"),
-    ),
-    remedy="any folder of music tracks in the place of fma is read as well, and said to be no official subset",
-))
+INFO = dataset(
+    DatasetInfo(
+        name="fma",
+        version="rc1 (2017-05-09)",
+        summary="tracks of the Free Music Archive in excerpts; subset=small: 8,000 clips of 30 s",
+        domain="music",
+        licence="per track, chosen by the artist (Creative Commons); metadata CC BY 4.0",
+        citation="M. Defferrard et al., FMA: A Dataset for Music Analysis, ISMIR 2017, arXiv:1612.01840",
+        homepage="https://github.com/mdeff/fma",
+        read=read,
+        folder="fma",
+        # URLs, sizes (rounded) and sha1: README of https://github.com/mdeff/fma.
+        archives=(
+            _archive("fma_small", 7.2, "ade154f733639d52e35e32f5593efe5be76c6d70"),
+            _archive("fma_medium", 22, "c67b69ea232021025fca9231fc1c7c1a063ab50b"),
+            _archive("fma_large", 93, "497109f4dd721066b5ce5e5f250ec604dc78939e"),
+            _archive("fma_full", 879, "0f0ace23fbe9ba30ecb7e95f763e435ea802b8ab"),
+        ),
+        remedy="any folder of music tracks in the place of fma is read as well, and said to be no official subset",
+    )
+)

@@ -120,13 +120,15 @@ def read(root: Path, path: str, *, domain: str = "sound", cluster: str = "file")
     return Layout(items, "folder", len(items), notes)
 
 
-INFO = dataset(DatasetInfo(
-    name="folder",
-    version="1",
-    summary="any folder of audio files, recursively: folder:DIR",
-    domain="sound",
-    licence="that of the files",
-    citation="",
-    homepage="",
-    read=read,
-))
+INFO = dataset(
+    DatasetInfo(
+        name="folder",
+        version="1",
+        summary="any folder of audio files, recursively: folder:DIR",
+        domain="sound",
+        licence="that of the files",
+        citation="",
+        homepage="",
+        read=read,
+    )
+)

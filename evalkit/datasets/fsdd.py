@@ -44,18 +44,24 @@ def read(root: Path) -> Layout:
     return Layout([found[id] for id in sorted(found)], "FSDD", CLIPS, notes)
 
 
-INFO = dataset(DatasetInfo(
-    name="fsdd",
-    version="1.0.10",
-    summary="3,000 recordings of spoken English digits by 6 speakers, 8 kHz",
-    domain="speech",
-    licence="CC BY-SA 4.0",
-    citation="Z. Jackson et al., Free Spoken Digit Dataset v1.0.10, doi:10.5281/zenodo.1342401",
-    homepage="https://github.com/Jakobovski/free-spoken-digit-dataset",
-    read=read,
-    folder="fsdd",
-    # GitHub makes this archive on demand and publishes no checksum.
-    archives=(Archive("https://github.com/Jakobovski/free-spoken-digit-dataset/archive/v1.0.10.zip",
-                      "free-spoken-digit-dataset-1.0.10.zip"),),
-    remedy="git clone --branch v1.0.10 https://github.com/Jakobovski/free-spoken-digit-dataset and name the clone fsdd",
-))
+INFO = dataset(
+    DatasetInfo(
+        name="fsdd",
+        version="1.0.10",
+        summary="3,000 recordings of spoken English digits by 6 speakers, 8 kHz",
+        domain="speech",
+        licence="CC BY-SA 4.0",
+        citation="Z. Jackson et al., Free Spoken Digit Dataset v1.0.10, doi:10.5281/zenodo.1342401",
+        homepage="https://github.com/Jakobovski/free-spoken-digit-dataset",
+        read=read,
+        folder="fsdd",
+        # GitHub makes this archive on demand and publishes no checksum.
+        archives=(
+            Archive(
+                "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/v1.0.10.zip",
+                "free-spoken-digit-dataset-1.0.10.zip",
+            ),
+        ),
+        remedy="git clone --branch v1.0.10 https://github.com/Jakobovski/free-spoken-digit-dataset fsdd",
+    )
+)

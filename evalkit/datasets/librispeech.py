@@ -60,20 +60,22 @@ def _transcripts(chapter: Path) -> dict[str, str]:
     return {name: text for name, _, text in (line.partition(" ") for line in lines) if text}
 
 
-INFO = dataset(DatasetInfo(
-    name="librispeech",
-    version="2015",
-    summary="read English audio books, 16 kHz; subset=test-clean: 2,620 utterances of 40 speakers",
-    domain="speech",
-    licence="CC BY 4.0",
-    citation="V. Panayotov et al., Librispeech: an ASR corpus based on public domain audio books, ICASSP 2015, "
-    "doi:10.1109/ICASSP.2015.7178964",
-    homepage="https://www.openslr.org/12",
-    read=read,
-    folder="librispeech",
-    archives=tuple(
-        Archive(f"https://www.openslr.org/resources/12/{name}.tar.gz", f"{name}.tar.gz", f"sha256:{sha256}", size)
-        for name, (_, size, sha256) in SUBSETS.items()
-    ),
-    remedy="the mirrors listed at https://www.openslr.org/12 hold the same files",
-))
+INFO = dataset(
+    DatasetInfo(
+        name="librispeech",
+        version="2015",
+        summary="read English audio books, 16 kHz; subset=test-clean: 2,620 utterances of 40 speakers",
+        domain="speech",
+        licence="CC BY 4.0",
+        citation="V. Panayotov et al., Librispeech: an ASR corpus based on public domain audio books, ICASSP 2015, "
+        "doi:10.1109/ICASSP.2015.7178964",
+        homepage="https://www.openslr.org/12",
+        read=read,
+        folder="librispeech",
+        archives=tuple(
+            Archive(f"https://www.openslr.org/resources/12/{name}.tar.gz", f"{name}.tar.gz", f"sha256:{sha256}", size)
+            for name, (_, size, sha256) in SUBSETS.items()
+        ),
+        remedy="the mirrors listed at https://www.openslr.org/12 hold the same files",
+    )
+)

@@ -156,8 +156,11 @@ def _clause(event: Event, rng: np.random.Generator) -> str:
     if rng.random() < 0.5 and event.loudness_db <= FAINT_DB:
         loud = _pick((" faintly", " quietly"), rng)
     return _pick(WORDS[event.sound].clauses, rng).format(
-        loud=loud, pitch=f" at a {event.pitch} pitch" if event.pitch else "", times=TIMES[event.count],
-        n=NUMBERS[event.count], s="" if event.count == 1 else "s",
+        loud=loud,
+        pitch=f" at a {event.pitch} pitch" if event.pitch else "",
+        times=TIMES[event.count],
+        n=NUMBERS[event.count],
+        s="" if event.count == 1 else "s",
     )
 
 

@@ -37,7 +37,8 @@ def read(root: Path, *, mic: int = 1) -> Layout:
     if mic not in (1, 2):
         raise UsageError(f"vctk: mic={mic}: expected 1 or 2")
     layouts = {
-        "wav48_silence_trimmed": ("0.92", f"*_mic{mic}.flac"), "wav48": ("0.80", "*.wav"),
+        "wav48_silence_trimmed": ("0.92", f"*_mic{mic}.flac"),
+        "wav48": ("0.80", "*.wav"),
         "wav16": ("flat 16 kHz", "*.flac"),
     }
     found = next(((root / h, f) for h in HOMES for f in layouts if (root / h / f).is_dir()), None)
@@ -74,20 +75,26 @@ def _transcript(path: Path) -> str:
         return ""
 
 
-INFO = dataset(DatasetInfo(
-    name="vctk",
-    version="0.92",
-    summary="English sentences by 110 speakers of various accents, 48 kHz (layouts 0.92, 0.80 and flat 16 kHz)",
-    domain="speech",
-    licence="CC BY 4.0 (version 0.80: ODC-By 1.0)",
-    citation="J. Yamagishi, C. Veaux, K. MacDonald, CSTR VCTK Corpus (version 0.92), 2019, doi:10.7488/ds/2645",
-    homepage="https://doi.org/10.7488/ds/2645",
-    read=read,
-    folder="vctk",
-    # Bytes and sha256: url_checksums/vctk.txt of TensorFlow Datasets; the sha256 stands in torchaudio as well.
-    archives=(Archive(
-        "https://datashare.ed.ac.uk/bitstream/handle/10283/3443/VCTK-Corpus-0.92.zip", "VCTK-Corpus-0.92.zip",
-        "sha256:f96258be9fdc2cbff6559541aae7ea4f59df3fcaf5cf963aae5ca647357e359c", 11747302977,
-    ),),
-    remedy="version 0.92 is at https://doi.org/10.7488/ds/2645, version 0.80 at https://doi.org/10.7488/ds/1994",
-))
+INFO = dataset(
+    DatasetInfo(
+        name="vctk",
+        version="0.92",
+        summary="English sentences by 110 speakers of various accents, 48 kHz (layouts 0.92, 0.80 and flat 16 kHz)",
+        domain="speech",
+        licence="CC BY 4.0 (version 0.80: ODC-By 1.0)",
+        citation="J. Yamagishi, C. Veaux, K. MacDonald, CSTR VCTK Corpus (version 0.92), 2019, doi:10.7488/ds/2645",
+        homepage="https://doi.org/10.7488/ds/2645",
+        read=read,
+        folder="vctk",
+        # Bytes and sha256: url_checksums/vctk.txt of TensorFlow Datasets; the sha256 stands in torchaudio as well.
+        archives=(
+            Archive(
+                "https://datashare.ed.ac.uk/bitstream/handle/10283/3443/VCTK-Corpus-0.92.zip",
+                "VCTK-Corpus-0.92.zip",
+                "sha256:f96258be9fdc2cbff6559541aae7ea4f59df3fcaf5cf963aae5ca647357e359c",
+                11747302977,
+            ),
+        ),
+        remedy="version 0.92 is at https://doi.org/10.7488/ds/2645, version 0.80 at https://doi.org/10.7488/ds/1994",
+    )
+)

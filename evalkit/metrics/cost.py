@@ -11,9 +11,7 @@ from evalkit.registry import metric
 COST = ("encode_rtf", "decode_rtf", "peak_memory_mb", "parameters_m")
 
 
-@metric(
-    "encode_rtf", unit="s/s", direction="lower", group="cost", range=(0, math.inf), deterministic=False
-)
+@metric("encode_rtf", unit="s/s", direction="lower", group="cost", range=(0, math.inf), deterministic=False)
 def encode_rtf(cost: Cost) -> float:
     """Encoding time: seconds of wall time per second of audio, on this machine.
 
@@ -30,9 +28,7 @@ def encode_rtf(cost: Cost) -> float:
     return cost.encode_s / _seconds(cost)
 
 
-@metric(
-    "decode_rtf", unit="s/s", direction="lower", group="cost", range=(0, math.inf), deterministic=False
-)
+@metric("decode_rtf", unit="s/s", direction="lower", group="cost", range=(0, math.inf), deterministic=False)
 def decode_rtf(cost: Cost) -> float:
     """Decoding (or reconstruction) time: seconds of wall time per second of audio, on this machine.
 
@@ -45,9 +41,7 @@ def decode_rtf(cost: Cost) -> float:
     return cost.decode_s / _seconds(cost)
 
 
-@metric(
-    "peak_memory_mb", unit="MB", direction="lower", group="cost", range=(0, math.inf), deterministic=False
-)
+@metric("peak_memory_mb", unit="MB", direction="lower", group="cost", range=(0, math.inf), deterministic=False)
 def peak_memory_mb(cost: Cost) -> float:
     """Peak resident memory of the worker while it encoded and decoded the clip, in MB of 10^6 bytes.
 

@@ -191,7 +191,11 @@ def _perplexity(p: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 @corpus_metric(
-    "entropy_kbps", combine=_per_replicate(_entropy_kbps), unit="kbps", direction="lower", group="rate",
+    "entropy_kbps",
+    combine=_per_replicate(_entropy_kbps),
+    unit="kbps",
+    direction="lower",
+    group="rate",
     range=(0, math.inf),
 )
 def entropy_kbps(tokens: Tokens) -> dict[str, np.ndarray]:
@@ -213,7 +217,12 @@ def entropy_kbps(tokens: Tokens) -> dict[str, np.ndarray]:
 
 
 @corpus_metric(
-    "entropy_ratio", combine=_per_replicate(_entropy_ratio), unit="1", direction="none", group="rate", range=(0, 1),
+    "entropy_ratio",
+    combine=_per_replicate(_entropy_ratio),
+    unit="1",
+    direction="none",
+    group="rate",
+    range=(0, 1),
 )
 def entropy_ratio(tokens: Tokens) -> dict[str, np.ndarray]:
     """Entropy over log2 K: the share of the emitted bits that a memoryless entropy coder would keep.
@@ -229,7 +238,12 @@ def entropy_ratio(tokens: Tokens) -> dict[str, np.ndarray]:
 
 
 @corpus_metric(
-    "codebook_use", combine=_per_replicate(_codebook_use), unit="1", direction="none", group="rate", range=(0, 1),
+    "codebook_use",
+    combine=_per_replicate(_codebook_use),
+    unit="1",
+    direction="none",
+    group="rate",
+    range=(0, 1),
 )
 def codebook_use(tokens: Tokens) -> dict[str, np.ndarray]:
     """Fraction of each codebook's codes that occur in the corpus, averaged over codebooks.
@@ -245,7 +259,11 @@ def codebook_use(tokens: Tokens) -> dict[str, np.ndarray]:
 
 
 @corpus_metric(
-    "perplexity", combine=_per_replicate(_perplexity), unit="codes", direction="none", group="rate",
+    "perplexity",
+    combine=_per_replicate(_perplexity),
+    unit="codes",
+    direction="none",
+    group="rate",
     range=(1, math.inf),
 )
 def perplexity(tokens: Tokens) -> dict[str, np.ndarray]:

@@ -32,7 +32,11 @@ sys.stdout.buffer.write(np.concatenate(parts).astype('<i2').tobytes())
 
 
 @system(
-    "codec2", role="codec", domains=("speech",), licence="LGPL-2.1", requires=("pycodec2",),
+    "codec2",
+    role="codec",
+    domains=("speech",),
+    licence="LGPL-2.1",
+    requires=("pycodec2",),
     summary="Codec2 vocoder for speech at 8 kHz (its decode time includes starting a process)",
     citation="Rowe (2010-2024), Codec 2, https://www.rowetel.com",
 )
@@ -83,8 +87,11 @@ class Codec2:
         width = bits // len(tokens.sizes)
         words = (tokens.codes.T[:, :, None].astype(np.int64) >> np.arange(width)[::-1]) & 1
         data = np.packbits(words.reshape(len(words), bits).astype(np.uint8), axis=1)
-        done = subprocess.run([sys.executable, "-c", DECODE, str(self.mode), str(data.shape[1])], input=data.tobytes(),
-                              capture_output=True)
+        done = subprocess.run(
+            [sys.executable, "-c", DECODE, str(self.mode), str(data.shape[1])],
+            input=data.tobytes(),
+            capture_output=True,
+        )
         if done.returncode:
             last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
             raise ContractError(f"pycodec2 failed: {last}")

@@ -31,7 +31,10 @@ class Silence:
 
 
 @system(
-    "noise", role="floor", licence="Apache-2.0", stochastic=True,
+    "noise",
+    role="floor",
+    licence="Apache-2.0",
+    stochastic=True,
     summary="Gaussian noise with the clip's long-term spectrum and power, no temporal structure",
     citation="Welch (1967), The use of FFT for the estimation of power spectra, IEEE Trans. Audio Electroacoust. 15(2)",
 )
@@ -77,7 +80,10 @@ class Noise:
 
 
 @system(
-    "resample", role="ceiling", licence="Apache-2.0", requires=("soxr",),
+    "resample",
+    role="ceiling",
+    licence="Apache-2.0",
+    requires=("soxr",),
     summary="down to a sample rate and back (soxr HQ): the ceiling of anything that works at that rate",
 )
 @dataclass(frozen=True)

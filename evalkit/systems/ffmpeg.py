@@ -17,7 +17,10 @@ OPUS_FRAMES_MS = (2.5, 5.0, 10.0, 20.0, 40.0, 60.0)
 
 
 @system(
-    "opus", licence="BSD-3-Clause", requires=("av",), summary="Opus (libopus) at a constant rate, meant for 6 kbps on",
+    "opus",
+    licence="BSD-3-Clause",
+    requires=("av",),
+    summary="Opus (libopus) at a constant rate, meant for 6 kbps on",
     citation="Valin, Vos, Terriberry (2012), Definition of the Opus audio codec, RFC 6716",
 )
 @dataclass(frozen=True)
@@ -57,8 +60,10 @@ class Opus:
 
     def encode(self, clip: Clip) -> Tokens:
         options = {
-            "application": self.application, "compression_level": str(self.complexity),
-            "frame_duration": f"{self.frame_ms:g}", "vbr": self.vbr,
+            "application": self.application,
+            "compression_level": str(self.complexity),
+            "frame_duration": f"{self.frame_ms:g}",
+            "vbr": self.vbr,
         }
         packets, header, file_bytes = _encode(clip, "libopus", "ogg", "flt", round(self.kbps * 1000), options)
         return _byte_tokens(clip, packets, file_bytes, header)
@@ -79,9 +84,23 @@ MP3_DELAY = 576 + 528 + 1
 """Samples: LAME's encoder delay and that of the decoder's filter bank (LAME technical FAQ), at every sample rate."""
 
 MP3_RATES = {
-    8: 8_000, 16: 16_000, 24: 16_000, 32: 22_050, 40: 24_000, 48: 32_000, 56: 32_000,
-    64: 44_100, 80: 44_100, 96: 44_100, 112: 44_100, 128: 44_100, 160: 44_100,
-    192: 44_100, 224: 44_100, 256: 44_100, 320: 44_100,
+    8: 8_000,
+    16: 16_000,
+    24: 16_000,
+    32: 22_050,
+    40: 24_000,
+    48: 32_000,
+    56: 32_000,
+    64: 44_100,
+    80: 44_100,
+    96: 44_100,
+    112: 44_100,
+    128: 44_100,
+    160: 44_100,
+    192: 44_100,
+    224: 44_100,
+    256: 44_100,
+    320: 44_100,
 }
 """The sample rate LAME itself picks for a constant mono rate (lame.c: optimum_bandwidth x 1.5, optimum_samplefreq)."""
 
@@ -91,13 +110,23 @@ MP3_KBPS = {
     "MPEG-2.5": (8, 16, 24, 32, 40, 48, 56, 64),
 }
 MP3_VERSIONS = {
-    44_100: "MPEG-1", 48_000: "MPEG-1", 32_000: "MPEG-1", 22_050: "MPEG-2", 24_000: "MPEG-2", 16_000: "MPEG-2",
-    11_025: "MPEG-2.5", 12_000: "MPEG-2.5", 8_000: "MPEG-2.5",
+    44_100: "MPEG-1",
+    48_000: "MPEG-1",
+    32_000: "MPEG-1",
+    22_050: "MPEG-2",
+    24_000: "MPEG-2",
+    16_000: "MPEG-2",
+    11_025: "MPEG-2.5",
+    12_000: "MPEG-2.5",
+    8_000: "MPEG-2.5",
 }
 
 
 @system(
-    "mp3", licence="LGPL-2.1-or-later", requires=("av",), summary="MP3 (LAME) at a constant rate from 8 kbps",
+    "mp3",
+    licence="LGPL-2.1-or-later",
+    requires=("av",),
+    summary="MP3 (LAME) at a constant rate from 8 kbps",
     citation="ISO/IEC 11172-3 (1993) and 13818-3 (1998); LAME, lame.sourceforge.io",
 )
 @dataclass(frozen=True)
@@ -196,8 +225,13 @@ def _byte_tokens(clip: Clip, packets: list[bytes], file_bytes: int, header: byte
     if header:
         side["header"] = np.frombuffer(header, dtype=np.uint8)
     return Tokens(
-        np.frombuffer(data, dtype=np.uint8)[None, :], (256,), len(data) / clip.seconds, clip.length, clip.sample_rate,
-        container_bits=8.0 * (file_bytes - len(data)), side=side,
+        np.frombuffer(data, dtype=np.uint8)[None, :],
+        (256,),
+        len(data) / clip.seconds,
+        clip.length,
+        clip.sample_rate,
+        container_bits=8.0 * (file_bytes - len(data)),
+        side=side,
     )
 
 
@@ -235,5 +269,8 @@ def _exact(y: np.ndarray, delay: int, length: int) -> np.ndarray:
 def _one_of(name: str, value: Any, known: tuple[Any, ...]) -> None:
     if value not in known:
         shown = ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in known)
-        raise UsageError(f"{name}={value:g}: must be one of {shown}" if isinstance(value, float)
-                         else f"{name}={value}: must be one of {shown}")
+        raise UsageError(
+            f"{name}={value:g}: must be one of {shown}"
+            if isinstance(value, float)
+            else f"{name}={value}: must be one of {shown}"
+        )

@@ -24,7 +24,10 @@ ROUNDING = 0.36
 
 
 @system(
-    "mdct", role="anchor", licence="Apache-2.0", requires=("scipy",),
+    "mdct",
+    role="anchor",
+    licence="Apache-2.0",
+    requires=("scipy",),
     summary="the k largest MDCT coefficients, entropy-coded; k is the largest that fits the rate",
     citation="Princen, Johnson, Bradley (1987), Subband/transform coding using filter bank designs based on time "
     "domain aliasing cancellation, ICASSP; Witten, Neal, Cleary (1987), Arithmetic coding for data compression",
@@ -202,8 +205,9 @@ def _code(coder: Any, rows: list[list[int]], bands: int) -> None:
                 continue
             empty = True
             for k in range(start, start + BAND):
-                near = (2 * abs(before[k]) + abs(before[k - 1]) + abs(before[k + 1])
-                        + 2 * abs(row[k - 1]) + abs(row[k - 2]))
+                near = (
+                    2 * abs(before[k]) + abs(before[k - 1]) + abs(before[k + 1]) + 2 * abs(row[k - 1]) + abs(row[k - 2])
+                )
                 if empty and k == start + BAND - 1:
                     significant = 1  # the flag promised one
                 else:

@@ -15,7 +15,10 @@ MU = 255
 
 
 @system(
-    "pcm", role="anchor", licence="Apache-2.0", summary="uniform quantiser of N bits a sample at the clip's own rate",
+    "pcm",
+    role="anchor",
+    licence="Apache-2.0",
+    summary="uniform quantiser of N bits a sample at the clip's own rate",
     citation="Bennett (1948), Spectra of quantized signals, Bell Syst. Tech. J. 27(3)",
 )
 @dataclass(frozen=True)
@@ -49,7 +52,10 @@ class Pcm:
 
 
 @system(
-    "mulaw", role="anchor", licence="Apache-2.0", summary="mu-law companding, 8 bits a sample at the clip's own rate",
+    "mulaw",
+    role="anchor",
+    licence="Apache-2.0",
+    summary="mu-law companding, 8 bits a sample at the clip's own rate",
     citation="ITU-T G.711 (1988), in the closed form of van den Oord et al. (2016), WaveNet, section 2.2",
 )
 @dataclass(frozen=True)
