@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
 
 from evalkit.errors import EvalkitError, UsageError
@@ -23,6 +24,10 @@ class Crashed(EvalkitError):
 
 class TimedOut(EvalkitError):
     """The unit ran past its timeout and its worker was ended."""
+
+
+class CannotStart(UsageError):
+    """No worker process comes up at all: nothing can be run, and no system is to blame."""
 
 
 class Executor(Protocol):
@@ -145,6 +150,13 @@ def _translated(inner: Any, timeout: float | None) -> Future[Any]:
                 outer.set_exception(fault)
         elif isinstance(error, ProcessExpired):
             outer.set_exception(Crashed(_how_it_died(error.exitcode)))
+        elif isinstance(error, BrokenProcessPool):
+            outer.set_exception(
+                CannotStart(
+                    "worker processes cannot start. A script that calls evalkit must do so under "
+                    "`if __name__ == '__main__':`, since workers import it; or use jobs=0"
+                )
+            )
         elif isinstance(error, TimeoutError):
             outer.set_exception(TimedOut(f"timed out after {timeout or 0:g} s"))
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -234,32 +235,37 @@ def _differences(table: Table) -> list[str]:
 
 
 def _why(table: Table, columns: Iterable[Column]) -> list[str]:
-    """Every reason for a missing value, with how many clips it cost; the same reason on many metrics once."""
-    found: dict[tuple[str, str, str], tuple[set[int], list[str]]] = {}
+    """Every reason for a missing value, with how many clips it cost.
+
+    The same reason on many metrics is one line, and so are reasons that differ in their numbers only.
+    """
+    columns = list(columns)
+    found: dict[tuple[str, str, str], tuple[set[int], dict[str, None], dict[str, None]]] = {}
     for row in table.rows:
         for column in columns:
             metric = row.result["metrics"].get(column.name)
             for status, reasons in (metric["reasons"] if metric else {}).items():
                 for why, clips in reasons.items():
-                    at, metrics = found.setdefault((row.label, status, why), (set(), []))
+                    kind = re.sub(r"\d+(\.\d+)?", "…", why)
+                    at, metrics, reasons_seen = found.setdefault((row.label, status, kind), (set(), {}, {}))
                     at.update(clips)
-                    metrics.append(column.name)
+                    metrics[column.name] = reasons_seen[why] = None
     if not found:
         return []
     rows = {r.label: r for r in table.rows}
-    total = len([c for c in columns])
     lines = [
         "## What has no value, and why",
         "",
         "| system | status | clips | metrics | reason |",
         "|---|---|---|---|---|",
     ]
-    for (label, status, why), (at, metrics) in found.items():
+    for (label, status, kind), (at, metrics, reasons_seen) in found.items():
+        why = kind if len(reasons_seen) > 1 else next(iter(reasons_seen))
         ids = rows[label].result["clips"]["id"]
         which = f"{len(at)}" if len(at) > 3 else ", ".join(code(ids[i]) for i in sorted(at))
         names = (
             "all"
-            if len(metrics) == total
+            if len(metrics) == len(columns)
             else f"{len(metrics)} metrics"
             if len(metrics) > 4
             else ", ".join(escape_markdown(m) for m in metrics)

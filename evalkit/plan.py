@@ -14,7 +14,7 @@ from evalkit.datasets import Item
 from evalkit.datasets.load import load_dataset
 from evalkit.datasets.manifest import manifest
 from evalkit.errors import EvalkitError, UsageError
-from evalkit.execute import Executor
+from evalkit.execute import CannotStart, Executor
 from evalkit.identity import digest, source_hash
 from evalkit.registry import Task
 from evalkit.spec import Spec, parse_spec
@@ -243,6 +243,8 @@ def resolve_systems(specs: Sequence[str], executor: Executor, timeout: float | N
     for spec, future in futures:
         try:
             described = future.result()
+        except CannotStart:
+            raise
         except Exception as error:
             described = {"spec": spec, "error": reason(error)}
         if described.get("usage"):

@@ -421,6 +421,8 @@ class _Work:
                 return
             self.deaths[who] = self.deaths.get(who, 0) + 1
             records = [{"key": unit.keys[0], "status": "failed", "stage": "predict", "reason": f"the system {error}"}]
+        except execute.CannotStart:
+            raise
         except Exception as error:
             records = [{"key": k, "status": "failed", "stage": "predict", "reason": reason(error)} for k in unit.keys]
         for record in records:
@@ -458,6 +460,8 @@ class _Work:
                     self.urgent.append((cell, ScoreUnit(**{**vars(unit), "metrics": (name,)})))
                 return
             record = self._all_failed(unit, f"the metric {error}")
+        except execute.CannotStart:
+            raise
         except Exception as error:
             record = self._all_failed(unit, reason(error))
         self.directory.append("scores", record)

@@ -603,3 +603,14 @@ def test_a_bad_clip_does_not_spoil_its_batch(bench: Path) -> None:
     assert counts(row, "mse") == (3, 1, 0, 0)
     assert [w.partition(" at ")[0] for w in _reasons(row)] == ["RuntimeError: b alone"]
     assert (bench / "batches").read_text().split()[0] == "3"
+
+
+def test_a_script_without_a_main_guard_is_one_clear_error(bench: Path) -> None:
+    """Workers import the script that started them; nothing may be recorded as some system's failure."""
+    (bench / "script.py").write_text(
+        "from evalkit.run import Request, run\nrun(Request(('folder:clips',), ('pcm:8',)), out='out', jobs=1)\n"
+    )
+    done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "CannotStart: worker processes cannot start" in done.stderr
+    assert not Path("out/run.json").exists()
