@@ -3,8 +3,9 @@ variable (``EVALKIT_RUN_JOBS`` for ``evalkit run --jobs``; ``EVALKIT_DATA`` for 
 
 from __future__ import annotations
 
+import io
 import json
-import os
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,14 @@ DATA_ROOT = click.option(
     default=None,
     help="Folder of data sets (default: $EVALKIT_DATA).",
 )
+
+
+def _finite(context: Any, parameter: Any, value: float) -> float:
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a time")
+    return value
+
+
 JOBS = click.option(
     "--jobs",
     "-j",
@@ -34,7 +43,12 @@ JOBS = click.option(
     help="Worker processes; 0 works in this process, without isolation from crashes and hangs.",
 )
 TIMEOUT = click.option(
-    "--timeout", type=float, default=300.0, show_default=True, help="Seconds a clip may take in one system or metric."
+    "--timeout",
+    type=click.FloatRange(0, 86_400 * 365, min_open=True),
+    callback=_finite,
+    default=300.0,
+    show_default=True,
+    help="Seconds a clip may take in one system or metric.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of a table.")
 
@@ -59,6 +73,9 @@ def main() -> None:
     import warnings
 
     warnings.showwarning = _warn
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without UTF-8 shows what it can
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -73,9 +90,11 @@ def main() -> None:
 
         print(f"evalkit: {printable(str(error))}", file=sys.stderr)
         code = 1
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        code = 0
+    except OSError as error:  # a full disk, a folder that may not be written: no fault of this program
+        from evalkit.text import printable
+
+        print(f"evalkit: {printable(str(error))}", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
         print("evalkit: interrupted", file=sys.stderr)
         code = 130

@@ -50,14 +50,18 @@ class RunDirectory:
             value = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise UsageError(f"{self.path}: not a run directory (no run.json)") from error
+        except NotADirectoryError as error:
+            raise UsageError(f"{self.path}: a file, not a run directory") from error
         except ValueError as error:
             raise UsageError(
                 f"{self.path / 'run.json'}: damaged ({error}); remove it and issue the run again"
             ) from error
-        if value.get("format") != FORMAT:
-            raise UsageError(
-                f"{self.path}: written in record format {value.get('format')}, this evalkit reads {FORMAT}"
-            )
+        written = value.get("format") if isinstance(value, dict) else None
+        if written != FORMAT:
+            raise UsageError(f"{self.path}: written in record format {written}, this evalkit reads {FORMAT}")
+        absent = [k for k in ("request", "tasks", "systems", "cells", "status") if k not in value]
+        if absent:
+            raise UsageError(f"{self.path / 'run.json'}: damaged (no {absent[0]!r}); remove it and issue the run again")
         return value
 
     def write(self, value: Mapping[str, Any]) -> None:

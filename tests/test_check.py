@@ -153,9 +153,21 @@ def failures(findings: list[Finding]) -> dict[str, str]:
     return {f.name: f.detail for f in findings if not f.ok}
 
 
-@pytest.mark.parametrize("spec", [
-    "identity", "silence", "noise", "resample:8000", "pcm:8", "mulaw", "mdct:6", "opus:6", "opus:24@vbr=on", "mp3:8",
-])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "identity",
+        "silence",
+        "noise",
+        "resample:8000",
+        "pcm:8",
+        "mulaw",
+        "mdct:6",
+        "opus:6",
+        "opus:24@vbr=on",
+        "mp3:8",
+    ],
+)
 def test_built_in_systems_conform(spec: str) -> None:
     assert_conforms(spec, seconds=0.5)
 
@@ -174,31 +186,35 @@ def test_a_good_object_conforms() -> None:
         findings = check_system(Good(), domain=domain)
         assert not failures(findings)
         assert {"encode is deterministic", "exact length", "silence", "two channels", "rate adds up"} <= {
-            f.name for f in findings}
+            f.name for f in findings
+        }
     assert_conforms(load_system("pcm:4"))
 
 
-@pytest.mark.parametrize(("broken", "check", "says"), [
-    (WrongLength, "exact length", "expected"),
-    (LastLength, "exact length", "decode must restore the exact length"),
-    (NaNs, "ordinary clip", "NaN"),
-    (NaNsOnSilence, "silence", "NaN"),
-    (BareArray, "ordinary clip", "returned ndarray, expected evalkit.Clip"),
-    (OtherRate, "ordinary clip", "32000 Hz"),
-    (MixesDown, "two channels", "1 channels, expected 2"),
-    (HiddenSeed, "seed decides", "declare stochastic=True"),
-    (Unseeded, "seed decides", "same clip and seed differ"),
-    (RandomCodes, "encode is deterministic", "codes differ"),
-    (Remembers, "keeps no state", "carried over"),
-    (Smuggles, "tokens are enough", "to other audio"),
-    (FreeSide, "tokens are enough", "side holds"),
-    (FlatteringRate, "rate adds up", "not what was emitted"),
-    (Overwrites, "input untouched", "work on a copy"),
-    (NeedsASecond, "0.05 s", "kernel size"),
-    (NeverApplies, "ordinary clip", "not today"),
-    (EncodeOnly, "capabilities", "come together"),
-    (Raises, "ordinary clip", "RuntimeError: out of cheese"),
-])
+@pytest.mark.parametrize(
+    ("broken", "check", "says"),
+    [
+        (WrongLength, "exact length", "expected"),
+        (LastLength, "exact length", "decode must restore the exact length"),
+        (NaNs, "ordinary clip", "NaN"),
+        (NaNsOnSilence, "silence", "NaN"),
+        (BareArray, "ordinary clip", "returned ndarray, expected evalkit.Clip"),
+        (OtherRate, "ordinary clip", "32000 Hz"),
+        (MixesDown, "two channels", "1 channels, expected 2"),
+        (HiddenSeed, "seed decides", "declare stochastic=True"),
+        (Unseeded, "seed decides", "same clip and seed differ"),
+        (RandomCodes, "encode is deterministic", "codes differ"),
+        (Remembers, "keeps no state", "carried over"),
+        (Smuggles, "tokens are enough", "to other audio"),
+        (FreeSide, "tokens are enough", "side holds"),
+        (FlatteringRate, "rate adds up", "not what was emitted"),
+        (Overwrites, "input untouched", "work on a copy"),
+        (NeedsASecond, "0.05 s", "kernel size"),
+        (NeverApplies, "ordinary clip", "not today"),
+        (EncodeOnly, "capabilities", "come together"),
+        (Raises, "ordinary clip", "RuntimeError: out of cheese"),
+    ],
+)
 def test_each_breach_is_found(broken: Callable[[], object], check: str, says: str) -> None:
     found = failures(check_system(broken()))
     assert check in found, found

@@ -179,15 +179,12 @@ def test_a_wrong_request_is_one_line_and_exit_code_1(main: Any, bench: Path, com
     assert sorted(os.listdir(bench)) == before
 
 
-UNCAUGHT = pytest.mark.xfail(strict=True, reason="the command line lets this error through as a traceback")
-
-
 @pytest.mark.parametrize(
     "command",
     [
         "download fsdd --data-root mine.py",
         *(
-            pytest.param(command, marks=UNCAUGHT)
+            command
             for command in (
                 "score mine.py",
                 "cache explain mine.py",
@@ -219,7 +216,6 @@ def test_a_baseline_that_is_not_there_is_said_before_the_work(main: Any) -> None
     assert "results to have" not in err
 
 
-@pytest.mark.xfail(strict=True, reason="any float is taken for a timeout")
 @pytest.mark.parametrize("value", ["-1", "0", "nan"])
 def test_a_timeout_must_be_a_time(main: Any, value: str) -> None:
     code, _, err = main(

@@ -52,12 +52,23 @@ def ids(loaded: Loaded) -> list[str]:
 def esc50_rows() -> list[dict[str, str]]:
     rows = []
     for fold, src, take, target, name, ten in (
-        ("1", "100032", "A", "0", "dog", "True"), ("1", "100038", "A", "14", "chirping_birds", "False"),
-        ("2", "50667", "A", "41", "chainsaw", "True"), ("2", "50667", "B", "41", "chainsaw", "True"),
+        ("1", "100032", "A", "0", "dog", "True"),
+        ("1", "100038", "A", "14", "chirping_birds", "False"),
+        ("2", "50667", "A", "41", "chainsaw", "True"),
+        ("2", "50667", "B", "41", "chainsaw", "True"),
         ("5", "9032", "A", "0", "dog", "True"),
     ):
-        rows.append({"filename": f"{fold}-{src}-{take}-{target}.wav", "fold": fold, "target": target, "category": name,
-                     "esc10": ten, "src_file": src, "take": take})
+        rows.append(
+            {
+                "filename": f"{fold}-{src}-{take}-{target}.wav",
+                "fold": fold,
+                "target": target,
+                "category": name,
+                "esc10": ten,
+                "src_file": src,
+                "take": take,
+            }
+        )
     return rows
 
 
@@ -116,11 +127,13 @@ def test_esc50_name_that_leaves_the_folder_is_an_error_item(tmp_path: Path, name
 
 
 def test_esc50_foreign_csv(tmp_path: Path) -> None:
-    for number, (rows, columns, says) in enumerate((
-        (esc50_rows(), COLUMNS[:-2], "no column 'src_file'"),
-        ([*esc50_rows(), esc50_rows()[0]], COLUMNS, "row 7: .*listed twice"),
-        ([esc50_rows()[0] | {"fold": "9"}], COLUMNS, "row 2: "),
-    )):
+    for number, (rows, columns, says) in enumerate(
+        (
+            (esc50_rows(), COLUMNS[:-2], "no column 'src_file'"),
+            ([*esc50_rows(), esc50_rows()[0]], COLUMNS, "row 7: .*listed twice"),
+            ([esc50_rows()[0] | {"fold": "9"}], COLUMNS, "row 2: "),
+        )
+    ):
         root = tmp_path / str(number)
         make_esc50(root / "esc50", rows, columns)
         with pytest.raises(DataError, match=says):
@@ -255,9 +268,15 @@ def test_fma_excerpts(tmp_path: Path) -> None:
     (root / "folder.wav").mkdir()
     loaded = load_dataset("fma@excerpt=1@most=30", tmp_path)
     assert {i.id: (i.start, i.seconds) for i in loaded.layout.items} == {
-        "a/long#0": (0, 1), "a/long#1": (1, 1), "a/long#2": (2, 1),
-        "brief#0": (0, None), "broken#0": (0, None),
-        "exact#0": (0, 1), "exact#1": (1, 1), "exact#2": (2, 1), "folder#0": (0, None),
+        "a/long#0": (0, 1),
+        "a/long#1": (1, 1),
+        "a/long#2": (2, 1),
+        "brief#0": (0, None),
+        "broken#0": (0, None),
+        "exact#0": (0, 1),
+        "exact#1": (1, 1),
+        "exact#2": (2, 1),
+        "folder#0": (0, None),
     }
     assert loaded.name == "fma@excerpt=1@most=30"
     assert any("excerpts of 1 s" in n for n in loaded.layout.notes)
@@ -327,9 +346,19 @@ def test_folder(tmp_path: Path) -> None:
     tone(root / "dir.wav" / "inside.wav")
     tone(root / ".hidden.wav")
     loaded = load_dataset(f"folder:{root}")
-    assert ids(loaded) == sorted([
-        "a", "b", "sub/c", "sub/two\nlines", "sub/$(rm -rf) ; 'x' \\", "sub/-rf", "empty", "text", "dir",
-    ])
+    assert ids(loaded) == sorted(
+        [
+            "a",
+            "b",
+            "sub/c",
+            "sub/two\nlines",
+            "sub/$(rm -rf) ; 'x' \\",
+            "sub/-rf",
+            "empty",
+            "text",
+            "dir",
+        ]
+    )
     assert loaded.layout.notes == ("1 hidden files or folders passed over",)
     assert [i.cluster for i in loaded.layout.items] == ids(loaded)
     assert loaded.info.domain == "sound"
@@ -407,8 +436,11 @@ def test_folder_names_that_are_not_utf8(tmp_path: Path) -> None:
 
 def test_folder_errors(tmp_path: Path) -> None:
     (tmp_path / "x.txt").touch()
-    for spec, says in ((f"folder:{tmp_path}", "no audio file in it"), (f"folder:{tmp_path}/y", "no such folder"),
-                       (f"folder:{tmp_path}/x.txt", "is a file")):
+    for spec, says in (
+        (f"folder:{tmp_path}", "no audio file in it"),
+        (f"folder:{tmp_path}/y", "no such folder"),
+        (f"folder:{tmp_path}/x.txt", "is a file"),
+    ):
         with pytest.raises(DataError, match=says):
             load_dataset(spec)
     with pytest.raises(UsageError, match="needs path"):
@@ -500,16 +532,22 @@ def test_manifest_of_generated_and_unreadable(tmp_path: Path) -> None:
     items = [
         Item("g1", "c", make=lambda: None, make_key="scenes-1:7"),
         Item("g2", "c", make=lambda: None, make_key="scenes-1:8"),
-        Item("gone", "c", tmp_path / "gone.wav"), Item("dir", "c", tmp_path / "dir.wav"),
-        Item("pipe", "c", tmp_path / "pipe.wav"), Item("nul", "c", tmp_path / "a\0b.wav"),
-        Item("bad", "c", error="leads out"), Item("long", "c", tmp_path / ("x" * 300)),
+        Item("gone", "c", tmp_path / "gone.wav"),
+        Item("dir", "c", tmp_path / "dir.wav"),
+        Item("pipe", "c", tmp_path / "pipe.wav"),
+        Item("nul", "c", tmp_path / "a\0b.wav"),
+        Item("bad", "c", error="leads out"),
+        Item("long", "c", tmp_path / ("x" * 300)),
     ]
     sources = manifest(items).sources
     assert sources["g1"] != sources["g2"] and len(sources["g1"]) == 64
     assert {k: v for k, v in sources.items() if v.startswith("unreadable:")} == {
-        "gone": "unreadable:No such file or directory", "dir": "unreadable:is a directory",
-        "pipe": "unreadable:is not a regular file", "nul": "unreadable:not a file name",
-        "bad": "unreadable:leads out", "long": "unreadable:File name too long",
+        "gone": "unreadable:No such file or directory",
+        "dir": "unreadable:is a directory",
+        "pipe": "unreadable:is not a regular file",
+        "nul": "unreadable:not a file name",
+        "bad": "unreadable:leads out",
+        "long": "unreadable:File name too long",
     }
 
 

@@ -42,7 +42,7 @@ PROSE = {
 SLOW = {"README.md"}
 ON_DATA = re.compile(r"data_root=\"data\"|--data-root data\b|EVALKIT_DATA=data\b")
 
-DRIVER = r'''
+DRIVER = r"""
 import doctest, json, os, re, subprocess, sys, time
 steps = json.load(sys.stdin)
 namespace = {"__name__": "docs"}
@@ -71,7 +71,7 @@ for step in steps:
         print(f"\n{place}: {type(error).__name__}: {error}", flush=True)
         raise
     print(f"{place}: {step['kind']}, {time.monotonic() - started:.1f} s", flush=True)
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,12 @@ def steps(name: str) -> Iterator[dict[str, Any]]:
                 cloned = cloned or line.startswith("git clone ")
                 if not (checked(line, block.place) or (cloned and line.startswith("cd "))):
                     declared = re.search(r"#\s*exit (\d+)$", line)
-                    yield {"kind": "sh", "text": limited(line), "exit": int(declared[1]) if declared else 0,
-                           "place": block.place}
+                    yield {
+                        "kind": "sh",
+                        "text": limited(line),
+                        "exit": int(declared[1]) if declared else 0,
+                        "place": block.place,
+                    }
         else:
             assert block.language in ("text", "toml", "json"), f"{block.place}: what is a {block.language!r} block?"
 
@@ -213,10 +217,19 @@ def test_page(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None
             (cwd / "decoded").mkdir()
             (cwd / "decoded" / "mimi").symlink_to(shared / "reference/codec_pairs/librispeech/mimi_1.1kbps")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("EVALKIT_")}
-    environment |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}",
-                    "EVALKIT_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run([sys.executable, "-c", DRIVER], cwd=cwd, env=environment, input=json.dumps(todo),
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}",
+        "EVALKIT_CACHE": str(tmp_path / "cache"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        cwd=cwd,
+        env=environment,
+        input=json.dumps(todo),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout[-6000:]
     print(done.stdout)
     if absent:  # the rest of the page has passed
@@ -324,7 +337,8 @@ def test_the_dependencies_page_names_every_dependency() -> None:
     page = (REPO / "docs/design/dependencies.md").read_text(encoding="utf-8")
     table = page.partition("## What every installation gets")[2].partition("\n## ")[0]
     assert set(re.findall(r"^\| `([\w-]+)`", table, flags=re.M)) == {
-        re.split(r"[<>=\[]", d)[0] for d in project["dependencies"]}
+        re.split(r"[<>=\[]", d)[0] for d in project["dependencies"]
+    }
     for extra in project["optional-dependencies"]:
         assert f"`{extra}`" in page
 
@@ -332,14 +346,26 @@ def test_the_dependencies_page_names_every_dependency() -> None:
 def test_the_driver_notices_what_is_wrong(tmp_path: Path) -> None:
     """The harness itself: a wrong exit code, a wrong output, a raising block and a traceback all fail."""
     place = {"place": "page:1"}
-    for bad in ({"kind": "sh", "text": "exit 2", "exit": 0}, {"kind": "sh", "text": "false | true", "exit": 0},
-                {"kind": "python", "text": "assert 1 == 2"}, {"kind": "output", "text": "nothing was run"},
-                {"kind": "sh", "text": "echo 'Traceback (most recent call last)'", "exit": 0}):
-        done = subprocess.run([sys.executable, "-c", DRIVER], cwd=tmp_path, input=json.dumps([{**bad, **place}]),
-                              capture_output=True, text=True)
+    for bad in (
+        {"kind": "sh", "text": "exit 2", "exit": 0},
+        {"kind": "sh", "text": "false | true", "exit": 0},
+        {"kind": "python", "text": "assert 1 == 2"},
+        {"kind": "output", "text": "nothing was run"},
+        {"kind": "sh", "text": "echo 'Traceback (most recent call last)'", "exit": 0},
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", DRIVER],
+            cwd=tmp_path,
+            input=json.dumps([{**bad, **place}]),
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 1 and "page:1" in done.stdout, bad
-    good = [{"kind": "sh", "text": "echo 12.345 seconds; exit 2  # exit 2", "exit": 2, **place},
-            {"kind": "output", "text": "12... seconds\n", **place}]
-    done = subprocess.run([sys.executable, "-c", DRIVER], cwd=tmp_path, input=json.dumps(good), capture_output=True,
-                          text=True)
+    good = [
+        {"kind": "sh", "text": "echo 12.345 seconds; exit 2  # exit 2", "exit": 2, **place},
+        {"kind": "output", "text": "12... seconds\n", **place},
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER], cwd=tmp_path, input=json.dumps(good), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout

@@ -208,9 +208,7 @@ def test_mr_stft_of_a_gain(gain: float) -> None:
 def test_mr_stft_of_silence_has_convergence_1() -> None:
     r = Clip(noise(0), 24000)
     silent = r.with_samples(0 * r.samples)
-    log_part = np.mean([
-        np.mean(np.log(np.sqrt(np.maximum(stft_power(r, *p), 1e-8)) / 1e-4)) for p in PWG
-    ])
+    log_part = np.mean([np.mean(np.log(np.sqrt(np.maximum(stft_power(r, *p), 1e-8)) / 1e-4)) for p in PWG])
     assert mr_stft(r, silent) == pytest.approx(1 + log_part, abs=1e-2)
 
 

@@ -165,8 +165,12 @@ def test_other_shape_or_rate_is_refused() -> None:
 
 
 @given(
-    delay=st.integers(-1600, 1600), gain=st.floats(0.05, 20), flip=st.booleans(), snr_db=st.floats(-3, 60),
-    channels=st.integers(1, 2), colour=st.floats(0, 0.95),
+    delay=st.integers(-1600, 1600),
+    gain=st.floats(0.05, 20),
+    flip=st.booleans(),
+    snr_db=st.floats(-3, 60),
+    channels=st.integers(1, 2),
+    colour=st.floats(0, 0.95),
 )
 def test_delay_gain_polarity_are_recovered(
     delay: int, gain: float, flip: bool, snr_db: float, channels: int, colour: float

@@ -39,7 +39,11 @@ def clustered(rng: np.random.Generator, count: int, sizes: str = "unequal", nois
 
 
 def interval_coverage(
-    datasets: int, count: int, sizes: str = "unequal", noise: str = "normal", naive: bool = False,
+    datasets: int,
+    count: int,
+    sizes: str = "unequal",
+    noise: str = "normal",
+    naive: bool = False,
     replicates: int = 2000,
 ) -> tuple[float, float]:
     """Share of the data sets whose 95 % interval holds the true mean 0, and share of the intervals with a note."""
@@ -168,8 +172,14 @@ def test_interval_against_scipy_on_clusters():
     sums, sizes = np.bincount(codes, x), np.bincount(codes)
     tail = S.expanded_tail(0.9, 25)
     other = stats.bootstrap(
-        (sums, sizes), lambda s, c, axis: s.sum(axis) / c.sum(axis), paired=True, vectorized=True, method="percentile",
-        n_resamples=40_000, confidence_level=1 - 2 * tail, rng=np.random.default_rng(2),
+        (sums, sizes),
+        lambda s, c, axis: s.sum(axis) / c.sum(axis),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=40_000,
+        confidence_level=1 - 2 * tail,
+        rng=np.random.default_rng(2),
     ).confidence_interval
     i = S.cluster_bootstrap(x, codes, level=0.9, replicates=40_000, seed=3)
     assert i.low == pytest.approx(other.low, abs=0.02 * (i.high - i.low))
@@ -368,7 +378,10 @@ def test_exact_p_against_scipy(count: int):
     for shift in (0.0, 0.5, 2.0):
         s = rng.normal(shift, 1.0, count)
         other = stats.permutation_test(
-            (s, np.zeros(count)), lambda x, y, axis: (x - y).mean(axis), permutation_type="samples", n_resamples=np.inf,
+            (s, np.zeros(count)),
+            lambda x, y, axis: (x - y).mean(axis),
+            permutation_type="samples",
+            n_resamples=np.inf,
             vectorized=True,
         ).pvalue
         assert S.sign_flip_p(s[None], seed=0)[0] == pytest.approx(other)
@@ -607,7 +620,8 @@ def test_compare_all_is_made_of_its_parts():
     versus = {s.system: s.versus for s in c.standings}
     assert versus["c"].difference.estimate == -by["b", "c"].difference.estimate
     assert (versus["c"].difference.low, versus["c"].difference.high) == (
-        -by["b", "c"].difference.high, -by["b", "c"].difference.low,
+        -by["b", "c"].difference.high,
+        -by["b", "c"].difference.low,
     )
     assert versus["a"] == by["a", "b"]
 
@@ -638,7 +652,9 @@ def test_missing_clips_shrink_the_common_subset_alike():
     assert {s.mean.n for s in c.standings} == {len(names) - 9}
     assert [rows[k].scored for k in "abc"] == [len(names) - 5, len(names) - 6, len(names)]
     assert {(p.first, p.second): p.difference.n for p in c.pairs} == {
-        ("a", "b"): len(names) - 9, ("a", "c"): len(names) - 5, ("b", "c"): len(names) - 6,
+        ("a", "b"): len(names) - 9,
+        ("a", "c"): len(names) - 5,
+        ("b", "c"): len(names) - 6,
     }
     assert rows["c"].mean.estimate == pytest.approx(np.mean([table["c"][n] for n in names[9:]]))
 

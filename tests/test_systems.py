@@ -68,25 +68,48 @@ def dog(shared: Path) -> Clip:
 # -- names ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("spec", "full"), [
-    ("opus:6", "opus:6@application=audio@complexity=10@frame_ms=20@vbr=off"),
-    ("opus:6.5@vbr=on", "opus:6.5@application=audio@complexity=10@frame_ms=20@vbr=on"),
-    ("mp3:8", "mp3:8@sample_rate=8000@quality=2"),
-    ("mp3:128", "mp3:128@sample_rate=44100@quality=2"),
-    ("mdct:6", "mdct:6@frame_ms=20"),
-    ("noise", "noise:64"),
-    ("pcm:8", "pcm:8"),
-])
+@pytest.mark.parametrize(
+    ("spec", "full"),
+    [
+        ("opus:6", "opus:6@application=audio@complexity=10@frame_ms=20@vbr=off"),
+        ("opus:6.5@vbr=on", "opus:6.5@application=audio@complexity=10@frame_ms=20@vbr=on"),
+        ("mp3:8", "mp3:8@sample_rate=8000@quality=2"),
+        ("mp3:128", "mp3:128@sample_rate=44100@quality=2"),
+        ("mdct:6", "mdct:6@frame_ms=20"),
+        ("noise", "noise:64"),
+        ("pcm:8", "pcm:8"),
+    ],
+)
 def test_the_full_name_shows_every_default(spec: str, full: str) -> None:
     assert load_system(spec).name == full
     assert load_system(full).name == full
 
 
-@pytest.mark.parametrize("spec", [
-    "pcm:0", "pcm:25", "pcm", "pcm:eight", "resample:10", "mdct:0", "mdct:6@frame_ms=0", "opus:0.1", "opus:6@vbr=maybe",
-    "opus:6@frame_ms=7", "opus:6@complexity=11", "mp3:9", "mp3:8@sample_rate=44100", "mp3:8@sample_rate=9000",
-    "mp3:8@quality=10", "noise:0", "codec2:701", "files:does/not/exist", "identity:3", "nosuch",
-])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "pcm:0",
+        "pcm:25",
+        "pcm",
+        "pcm:eight",
+        "resample:10",
+        "mdct:0",
+        "mdct:6@frame_ms=0",
+        "opus:0.1",
+        "opus:6@vbr=maybe",
+        "opus:6@frame_ms=7",
+        "opus:6@complexity=11",
+        "mp3:9",
+        "mp3:8@sample_rate=44100",
+        "mp3:8@sample_rate=9000",
+        "mp3:8@quality=10",
+        "noise:0",
+        "codec2:701",
+        "files:does/not/exist",
+        "identity:3",
+        "nosuch",
+    ],
+)
 def test_bad_specs_are_usage_errors_that_name_themselves(spec: str) -> None:
     with pytest.raises(UsageError, match=spec.split(":")[0]):
         load_system(spec)
@@ -140,8 +163,10 @@ def test_noise_has_the_clips_spectrum_and_power_and_no_envelope(which: str, requ
     assert np.abs(a_db - b_db)[loud].max() < 2.0
     # The clip's level moves; the noise's does not.
     block = clip.sample_rate // 10
-    level = [np.sqrt(np.mean(x[: len(x) // block * block].reshape(-1, block) ** 2, axis=1))
-             for x in (clip.samples[0], made.samples[0])]
+    level = [
+        np.sqrt(np.mean(x[: len(x) // block * block].reshape(-1, block) ** 2, axis=1))
+        for x in (clip.samples[0], made.samples[0])
+    ]
     assert np.std(level[1]) / np.mean(level[1]) < 0.5 * np.std(level[0]) / np.mean(level[0])
 
 
@@ -347,11 +372,22 @@ def test_opus_decodes_as_libsndfile_does(speech: Clip, tmp_path: Path) -> None:
     assert snr(Clip(y[: clip.length], 48_000), made) > 50
 
 
-@pytest.mark.parametrize("spec", [
-    "opus:64", "opus:64@application=lowdelay", "opus:64@application=voip", "opus:64@frame_ms=2.5",
-    "opus:64@frame_ms=60", "opus:64@vbr=on", "mp3:64", "mp3:64@sample_rate=48000", "mp3:64@sample_rate=16000",
-    "mp3:64@sample_rate=8000", "mp3:32",
-])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "opus:64",
+        "opus:64@application=lowdelay",
+        "opus:64@application=voip",
+        "opus:64@frame_ms=2.5",
+        "opus:64@frame_ms=60",
+        "opus:64@vbr=on",
+        "mp3:64",
+        "mp3:64@sample_rate=48000",
+        "mp3:64@sample_rate=16000",
+        "mp3:64@sample_rate=8000",
+        "mp3:32",
+    ],
+)
 @pytest.mark.parametrize("channels", [1, 2])
 def test_coded_audio_is_aligned_to_the_sample(spec: str, channels: int) -> None:
     rate = system(spec).sample_rate
@@ -459,8 +495,10 @@ def test_codec2_decodes_the_same_whatever_came_before(speech: Clip) -> None:
     again = codec.decode(tokens, 0)
     assert first.length == clip.length and np.array_equal(first.samples, again.samples)
     # It sounds when the speaker speaks: levels of 20 ms blocks go together.
-    level = [np.log10(np.mean(c.samples[0, : clip.length // 160 * 160].reshape(-1, 160) ** 2, axis=1) + 1e-6)
-             for c in (clip, first)]
+    level = [
+        np.log10(np.mean(c.samples[0, : clip.length // 160 * 160].reshape(-1, 160) ** 2, axis=1) + 1e-6)
+        for c in (clip, first)
+    ]
     assert np.corrcoef(*level)[0, 1] > 0.8
 
 
@@ -475,11 +513,17 @@ def test_codec2_is_aligned_as_far_as_a_vocoder_can_be(shared: Path, mode: int) -
     for path in paths[:20:5]:
         clip = resample(read_clip(path, seconds=2.5), 8_000)
         made, _ = roundtrip(f"codec2:{mode}", clip)
-        a, b = (np.log10(np.abs(scipy.signal.stft(c.samples[0], 8_000, nperseg=160, noverlap=152)[2]) ** 2 + 1e-7)
-                for c in (clip, made))
+        a, b = (
+            np.log10(np.abs(scipy.signal.stft(c.samples[0], 8_000, nperseg=160, noverlap=152)[2]) ** 2 + 1e-7)
+            for c in (clip, made)
+        )
         edge, n = 40, a.shape[1]
-        shifts.append(min(range(-edge, edge + 1), key=lambda d, a=a, b=b: float(
-            np.mean((a[:, edge : n - edge] - b[:, edge + d : n - edge + d]) ** 2))))
+        shifts.append(
+            min(
+                range(-edge, edge + 1),
+                key=lambda d, a=a, b=b: float(np.mean((a[:, edge : n - edge] - b[:, edge + d : n - edge + d]) ** 2)),
+            )
+        )
     assert abs(np.median(shifts)) <= 2, shifts  # in hops of 1 ms
 
 
