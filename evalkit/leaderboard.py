@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from evalkit.errors import EvalkitError, UsageError
+from evalkit.identity import canonical_json
 from evalkit.markdown import render_cost, render_index, render_task
 from evalkit.record import RunDirectory
 from evalkit.results import FORMAT, collect, file_name
 from evalkit.table import Table, build_table
+from evalkit.text import safe_name
 
 
 def update(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
@@ -62,8 +64,8 @@ def write_record(result: Mapping[str, Any], folder: Path) -> None:
     cost = {n: m for n, m in result["metrics"].items() if not m["deterministic"]}
     target = folder / safe_name(result["task"]["name"]) / file_name(result)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(_json({**result, "metrics": steady}), encoding="utf-8")
-    target.with_suffix(".cost.json").write_text(_json({"metrics": cost}), encoding="utf-8")
+    target.write_text(canonical_json({**result, "metrics": steady}) + "\n", encoding="utf-8")
+    target.with_suffix(".cost.json").write_text(canonical_json({"metrics": cost}) + "\n", encoding="utf-8")
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
@@ -139,14 +141,6 @@ def read_published(path: Path) -> list[dict[str, Any]]:
             if field not in entry:
                 raise EvalkitError(f"{path}: entry {i} has no {field!r}")
     return entries
-
-
-def safe_name(name: str) -> str:
-    """A task name as a file name: no separators, no leading dot."""
-    clean = "".join(c if c.isalnum() or c in "-_.=+" else "_" for c in name).lstrip(".")
-    if not clean:
-        raise EvalkitError(f"task name {name!r} gives no file name")
-    return clean
 
 
 def _one_of(wanted: set[str], results: Sequence[Mapping[str, Any]]) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from evalkit.table import LEVEL, REPLICATES, STATISTICS_SEED, Cell, Column, Row, Table
-from evalkit.text import code, decimals_for, escape_markdown, number, with_interval
+from evalkit.text import code, decimals_for, escape_markdown, number, safe_name, with_interval
 
 ARROWS = {"lower": "↓", "higher": "↑", "none": ""}
 GROUPS = {
@@ -70,9 +70,9 @@ def render_index(tables: Sequence[Table]) -> str:
             if t.headline and r.cells[t.headline[0].name].value is not None and r.result["system"]["role"] == "codec"
         ]
         best = f"{code(ranked[0].label)} ({escape_markdown(t.headline[0].name)})" if ranked else "–"
-        stem = escape_markdown(t.task["name"])
+        name, stem = escape_markdown(t.task["name"]), safe_name(t.task["name"])
         lines.append(
-            f"| [{stem}]({stem}.md) | {escape_markdown(t.task['about']['dataset_summary'])} | "
+            f"| [{name}]({stem}.md) | {escape_markdown(t.task['about']['dataset_summary'])} | "
             f"{clips_text(t.task)} | {len(t.rows)} | {best} |"
         )
     return "\n".join(lines) + "\n"
@@ -98,7 +98,8 @@ def _about(table: Table) -> list[str]:
         f"{escape_markdown(str(data['version']))}, layout {escape_markdown(data['layout'])}): "
         f"**{clips_text(table.task)}**.{partial} Prepared: {escape_markdown(about['prepare'])}."
     ]
-    lines += [f"{escape_markdown(n)}" for n in about["notes"]]
+    if about["notes"]:
+        lines += ["", *(f"- {escape_markdown(n)}" for n in about["notes"])]
     return lines
 
 

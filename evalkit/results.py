@@ -102,6 +102,7 @@ def _one(
         "identity": cell["digest"],
         "clips": {"id": ids, "cluster": clusters},
         "metrics": metrics,
+        "order": list(metrics),
         "environment": run["environment"],
         "command": run["command"],
         "baseline": run["request"].get("baseline"),

@@ -97,7 +97,7 @@ def build_table(results: Sequence[Mapping[str, Any]], baseline: str | None = Non
     labels = _labels(kept)
     base = _baseline(kept, labels, baseline)
     columns, by_column = [], {}
-    for name in dict.fromkeys(m for r in kept for m in r["metrics"]):
+    for name in dict.fromkeys(m for r in kept for m in r["order"] if m in r["metrics"]):
         column, cells = _column(name, kept, labels, base)
         columns.append(column)
         by_column[name] = cells

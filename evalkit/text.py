@@ -6,6 +6,8 @@ import html
 import math
 import re
 
+from evalkit.errors import EvalkitError
+
 
 def escape_markdown(text: str) -> str:
     r"""Untrusted text (file names, reasons, spec strings) as inert markdown: one line, no HTML, no table breaks.
@@ -70,3 +72,11 @@ def with_interval(value: float, low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return number(value, d)
     return f"{number(value, d)} [{number(low, d)}, {number(high, d)}]"
+
+
+def safe_name(name: str) -> str:
+    """A task name as a file name: no separators, no leading dot."""
+    clean = "".join(c if c.isalnum() or c in "-_.=+" else "_" for c in name).lstrip(".")
+    if not clean:
+        raise EvalkitError(f"{name!r} gives no file name")
+    return clean

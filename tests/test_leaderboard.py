@@ -171,6 +171,6 @@ def test_the_table_in_the_readme_is_the_leaderboard() -> None:
     shown = [cells(line) for line in found[2].splitlines()]
     page = (root / found[1]).read_text().splitlines()
     start = next(i for i, line in enumerate(page) if line.startswith("| system | kbps |"))
-    table = [cells(line) for line in page[start : page.index("", start)]]
+    table = [cells(line) for line in page[start : page.index("", start)] if "(published)" not in line]
     columns = [table[0].index(name) for name in shown[0]]
     assert shown == [[row[c] for c in columns] for row in table]

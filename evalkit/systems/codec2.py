@@ -52,6 +52,8 @@ class Codec2:
     what the process decoded before. Each clip is therefore decoded in a fresh process: the same bytes every time.
     """
 
+    parameters = 0
+
     mode: int
 
     def __post_init__(self) -> None:

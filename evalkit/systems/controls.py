@@ -17,6 +17,8 @@ from evalkit.registry import system
 class Identity:
     """The unchanged clip: every distance must be 0 and every similarity its best value."""
 
+    parameters = 0
+
     def reconstruct(self, clip: Clip, seed: int) -> Clip:
         return clip.with_samples(clip.samples.copy())
 
@@ -25,6 +27,8 @@ class Identity:
 @dataclass(frozen=True)
 class Silence:
     """Zeros. Its MSE over signal power is exactly 0 dB; a system above that is worse than nothing."""
+
+    parameters = 0
 
     def reconstruct(self, clip: Clip, seed: int) -> Clip:
         return clip.with_samples(np.zeros_like(clip.samples))
@@ -50,6 +54,8 @@ class Noise:
     Args:
         window_ms: length of the analysis window; sets the resolution of the spectrum (64 ms: about 23 Hz).
     """
+
+    parameters = 0
 
     window_ms: float = 64.0
 
@@ -89,6 +95,8 @@ class Noise:
 @dataclass(frozen=True)
 class Resample:
     """Resampled to ``rate`` Hz and back by soxr HQ; clips at or below that rate pass unchanged."""
+
+    parameters = 0
 
     rate: int
 

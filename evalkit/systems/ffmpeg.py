@@ -41,6 +41,8 @@ class Opus:
         vbr: "off", "on" or "constrained".
     """
 
+    parameters = 0
+
     kbps: float
     application: str = "audio"
     complexity: int = 10
@@ -144,6 +146,8 @@ class Mp3:
         sample_rate: in Hz, one of the nine MPEG rates; None takes LAME's choice.
         quality: LAME's algorithm quality, 0 (slow) to 9 (fast).
     """
+
+    parameters = 0
 
     kbps: int
     sample_rate: int | None = None

@@ -47,6 +47,8 @@ class Mdct:
         frame_ms: hop of the transform; rounded to a multiple of 16 samples (the window is twice as long).
     """
 
+    parameters = 0
+
     kbps: float
     frame_ms: float = 20.0
 

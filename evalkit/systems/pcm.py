@@ -35,6 +35,8 @@ class Pcm:
         bits: 1 to 24.
     """
 
+    parameters = 0
+
     bits: int
 
     def __post_init__(self) -> None:
@@ -65,6 +67,8 @@ class MuLaw:
     The codes are ``floor((y + 1) / 2 * 255 + 0.5)`` (-1 is 0, 0 is 128, 1 is 255), as in WaveNet and torchaudio; G.711
     itself approximates the curve by 16 segments. Samples beyond +-1 are clipped. One codebook a channel.
     """
+
+    parameters = 0
 
     def encode(self, clip: Clip) -> Tokens:
         x = np.clip(clip.samples.astype(np.float64), -1, 1)
