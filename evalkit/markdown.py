@@ -130,10 +130,7 @@ def _grid(
 ) -> list[str]:
     extra = list(dict.fromkeys(p["metric"] for p in published))
     head = ["system"] + (["kbps"] if rate else [])
-    head += [
-        f"{escape_markdown(c.name)}{f' ({escape_markdown(c.unit)})' if c.unit else ''} {ARROWS[c.direction]}".strip()
-        for c in columns
-    ]
+    head += [_heading(c) for c in columns]
     head += [f"*published:* {escape_markdown(m)}" for m in extra]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in table.rows:
@@ -146,6 +143,11 @@ def _grid(
         cells = [f"*{escape_markdown(system)}* (published)"] + (["–"] if rate else []) + ["–"] * len(columns)
         lines.append("| " + " | ".join(cells + [_published_cell(published, system, m) for m in extra]) + " |")
     return lines
+
+
+def _heading(column: Column) -> str:
+    unit = f" ({escape_markdown(column.unit)})" if column.unit not in ("", "1") else ""
+    return f"{escape_markdown(column.name)}{unit} {ARROWS[column.direction]}".strip()
 
 
 def _system_cell(row: Row) -> str:
@@ -172,9 +174,8 @@ def _cell(cell: Cell, ranks: bool = True) -> str:
         text = with_interval(cell.value, cell.low, cell.high)
         if cell.note:
             text += " ‡"
-        if ranks and cell.rank:
-            text += f" #{cell.rank} {cell.letters}".rstrip()
-    return f"{text} · {cell.coverage_text}"
+    rank = f"#{cell.rank} {cell.letters}".strip() + " · " if ranks and cell.rank else ""
+    return f"{text}<br>{rank}{cell.coverage_text}"
 
 
 def _published_cell(published: Sequence[Mapping[str, Any]], system: str, metric: str) -> str:

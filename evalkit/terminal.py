@@ -41,7 +41,7 @@ def show_table(table: Table, out: Any = None) -> None:
     shown.add_column("system", overflow="fold")
     shown.add_column("kbps", justify="right")
     for column in table.headline:
-        unit = f"\n{column.unit}" if column.unit else ""
+        unit = f"\n{column.unit}" if column.unit not in ("", "1") else ""
         shown.add_column(Text(f"{column.name} {ARROWS[column.direction]}{unit}"), justify="right", overflow="fold")
     for row in table.rows:
         role = row.result["system"]["role"]
