@@ -91,9 +91,10 @@ def source_hash(obj: Any) -> str:
 def _collect(obj: Any, seen: dict[str, Any]) -> None:
     if isinstance(obj, functools.partial):
         obj = obj.func
-    obj = inspect.unwrap(obj)
-    if not (inspect.isclass(obj) or inspect.isfunction(obj)):
+    found = inspect.unwrap(obj)
+    if not (inspect.isclass(found) or inspect.isfunction(found)):
         return
+    obj = found
     key = f"{obj.__module__}.{obj.__qualname__}"
     source = _normalised_source(obj)
     closure = getattr(obj, "__closure__", None) or ()
@@ -189,6 +190,7 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
+@functools.cache
 def _normalised_source(obj: Any) -> Any:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(obj))).body[0]

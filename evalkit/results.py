@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from evalkit.errors import EvalkitError, NotApplicable
-from evalkit.identity import digest, short, source_hash
+from evalkit.identity import canonical_json, digest, short, source_hash
 from evalkit.record import RunDirectory
 from evalkit.registry import MetricInfo
 from evalkit.statistics import corpus_bootstrap
@@ -27,7 +27,7 @@ CORPUS_REPLICATES = 500
 def collect(directory: RunDirectory) -> list[dict[str, Any]]:
     """The result records of a run directory, one a (task, system), in plan order; works on unfinished runs."""
     run = directory.read()
-    predictions, scores = directory.predictions(), directory.scores()
+    predictions, scores = _predictions(directory), _scores(directory)
     systems = {s["name"]: s for s in run["systems"]}
     corpus = _Corpus(directory)
     return [_one(directory, run, cell, systems[cell["system"]], predictions, scores, corpus) for cell in run["cells"]]
@@ -38,8 +38,8 @@ def _one(
     run: Mapping[str, Any],
     cell: Mapping[str, Any],
     system: Mapping[str, Any],
-    predictions: Mapping[str, Any],
-    scores: Mapping[str, Any],
+    predictions: Mapping[str, Mapping[str, Any]],
+    scores: Mapping[str, _Scored],
     corpus: _Corpus,
 ) -> dict[str, Any]:
     task = run["tasks"][cell["task"]]
@@ -66,7 +66,7 @@ def _one(
                 status = "n/a" if cell["not_applicable"] else "failed"
                 results.append({"status": status, "reason": whole})
             else:
-                results.append(_result(predictions.get(keys[i]), scores.get(keys[i], {}), identifier))
+                results.append(_result(predictions.get(keys[i]), scores.get(keys[i]), identifier))
         if info.level == "corpus":
             column["corpus"] = corpus.value(info, identifier, results, clusters, cell["seed"])
         else:
@@ -109,12 +109,46 @@ def _one(
     }
 
 
-def _result(prediction: Mapping[str, Any] | None, scored: Mapping[str, Any], identifier: str) -> Mapping[str, Any]:
+_Scored = tuple[Mapping[str, int], list[Any]]
+"""One clip's results as kept while tables are made: where each metric id stands, and a number or a mapping a metric."""
+
+
+def _predictions(directory: RunDirectory) -> dict[str, Mapping[str, Any]]:
+    """Status and reason by key; equal ones are one object, so that memory hardly grows with the clips."""
+    known: dict[tuple[str, str], Mapping[str, Any]] = {}
+    out = {}
+    for r in directory.lines("predictions"):
+        light = (r["status"], r.get("reason", ""))
+        out[r["key"]] = known.setdefault(light, {"status": light[0], "reason": light[1]})
+    return out
+
+
+def _scores(directory: RunDirectory) -> dict[str, _Scored]:
+    """Results by key; where lines repeat a metric, the last counts."""
+    places: dict[tuple[str, ...], Mapping[str, int]] = {}
+    known: dict[str, Mapping[str, Any]] = {}
+    out: dict[str, _Scored] = {}
+    for r in directory.lines("scores"):
+        merged = {}
+        if r["key"] in out:
+            place, values = out[r["key"]]
+            merged = {i: values[p] for i, p in place.items()}
+        for i, result in r["metrics"].items():
+            merged[i] = result["value"] if "value" in result else known.setdefault(canonical_json(result), result)
+        ids = tuple(merged)
+        out[r["key"]] = (places.setdefault(ids, {i: p for p, i in enumerate(ids)}), list(merged.values()))
+    return out
+
+
+def _result(prediction: Mapping[str, Any] | None, scored: _Scored | None, identifier: str) -> Mapping[str, Any]:
     if prediction is None:
         return {"status": "missing", "reason": "not predicted yet: issue the same command to finish"}
     if prediction["status"] != "ok":
-        return {"status": prediction["status"], "reason": prediction["reason"]}
-    return scored.get(identifier) or {"status": "missing", "reason": "not scored yet: issue the same command to finish"}
+        return prediction
+    if scored is None or identifier not in scored[0]:
+        return {"status": "missing", "reason": "not scored yet: issue the same command to finish"}
+    found = scored[1][scored[0][identifier]]
+    return found if isinstance(found, dict) else {"value": found}
 
 
 def _reasons(results: list[Mapping[str, Any]]) -> dict[str, dict[str, list[int]]]:

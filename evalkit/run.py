@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -272,6 +273,10 @@ def _tell_differences(directory: RunDirectory, plan: Plan, progress: Progress) -
         progress.note(f"identity differs from the recorded run: {change} [{who}]")
 
 
+def _state(prediction: Mapping[str, Any]) -> str:
+    return "ok, audio kept" if prediction.get("audio") else sys.intern(prediction["status"])
+
+
 class _Work:
     """The loop's state: what is pending, what is in flight, what is recorded."""
 
@@ -289,10 +294,14 @@ class _Work:
         self.keep_audio = request.keep_audio
         self.predict_missing = predict_missing
         self.positions = {id(c): {k: i for i, k in enumerate(c.keys)} for c in plan.cells}
-        self.predictions = directory.predictions()
-        self.scores = directory.scores()
         self.retry_failed = retry_failed
         self.metric_ids = {m: metric_id(load_metric(m)) for t in plan.tasks for m in t.metrics if not t.error}
+        # Of what is recorded only this much stays in memory, so that it hardly grows with the clips.
+        self.state = {r["key"]: _state(r) for r in directory.lines("predictions")}
+        self.settled: dict[str, frozenset[str]] = {}
+        self.sets: dict[frozenset[str], frozenset[str]] = {}
+        for record in directory.lines("scores"):
+            self._settle(record)
         self.urgent: deque[tuple[Cell, Any]] = deque()
         self.in_flight: dict[Future[Any], tuple[Cell, Any]] = {}
         self.parts_left: dict[str, int] = {}
@@ -340,29 +349,36 @@ class _Work:
     # -- what is left to do
 
     def _to_predict(self, key: str) -> bool:
-        record = self.predictions.get(key)
-        if record is None:
+        state = self.state.get(key)
+        if state is None:
             return self.predict_missing
-        if record["status"] == "failed":
+        if state == "failed":
             return self.retry_failed
-        return self.predict_missing and self.keep_audio and record["status"] == "ok" and record["audio"] is None
+        return self.predict_missing and self.keep_audio and state == "ok"
 
     def _is_done(self, cell: Cell, key: str) -> bool:
         if self._to_predict(key):
             return False
-        record = self.predictions.get(key)
-        return record is None or record["status"] != "ok" or not self._missing_metrics(cell, key)
+        return self.state.get(key) not in ("ok", "ok, audio kept") or not self._missing_metrics(cell, key)
 
     def _missing_metrics(self, cell: Cell, key: str) -> tuple[str, ...]:
-        have = self.scores.get(key, {})
-        return tuple(
-            m
-            for m in cell.task.metrics
-            if self.metric_ids[m] not in have
-            or (self.retry_failed and have[self.metric_ids[m]].get("status") == "failed")
-        )
+        settled = self.settled.get(key, frozenset())
+        return tuple(m for m in cell.task.metrics if self.metric_ids[m] not in settled)
+
+    def _settle(self, record: dict[str, Any]) -> None:
+        """Note which metrics of a clip need no further work: one set for all clips that have the same."""
+        again = {i for i, r in record["metrics"].items() if self.retry_failed and r.get("status") == "failed"}
+        merged = self.settled.get(record["key"], frozenset()).union(record["metrics"]) - again
+        self.settled[record["key"]] = self.sets.setdefault(merged, merged)
 
     def _pending(self) -> Iterator[tuple[Cell, PredictUnit | ScoreUnit]]:
+        unscored = {
+            key
+            for cell in self.plan.cells
+            for key in cell.keys
+            if not self._to_predict(key) and not self._is_done(cell, key)
+        }
+        records = {r["key"]: r for r in self.directory.lines("predictions") if r["key"] in unscored} if unscored else {}
         for cell in self.plan.cells:
             if cell.not_applicable or cell.error:
                 continue
@@ -372,7 +388,7 @@ class _Work:
                 if self._is_done(cell, key):
                     continue
                 if not self._to_predict(key):
-                    yield cell, self._score_unit(cell, i, self.predictions[key])
+                    yield cell, self._score_unit(cell, i, records[key])
                     continue
                 batch.append(i)
                 if len(batch) == size:
@@ -441,7 +457,7 @@ class _Work:
             "parts": {k: short(v) for k, v in cell.parts.items()},
         }
         self.directory.append("predictions", record)
-        self.predictions[record["key"]] = record
+        self.state[record["key"]] = _state(record)
         self.predicted += 1
         if record["status"] == "ok" and self._missing_metrics(cell, record["key"]):
             self.urgent.append((cell, self._score_unit(cell, i, record)))
@@ -465,7 +481,7 @@ class _Work:
         except Exception as error:
             record = self._all_failed(unit, reason(error))
         self.directory.append("scores", record)
-        self.scores.setdefault(record["key"], {}).update(record["metrics"])
+        self._settle(record)
         for identifier, result in record["metrics"].items():
             if result.get("status") == "failed":
                 self.progress.note(
