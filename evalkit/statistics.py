@@ -25,8 +25,8 @@ FEW_CLUSTERS = 10
 EXACT_CLUSTERS = 12
 """Up to this many clusters the sign-flip test enumerates all flips."""
 
-_BLOCK = 2**21
-"""Elements of one block of weights or signs; bounds memory to some 50 MB whatever the number of clips."""
+_BLOCK = 2**18
+"""Elements of one block of weights or signs; bounds memory to some MB whatever the number of clips."""
 
 
 @dataclass(frozen=True)
