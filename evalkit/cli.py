@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,11 @@ def main() -> None:
     except KeyboardInterrupt:
         print("evalkit: interrupted", file=sys.stderr)
         code = 130
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader (`| head`) has had enough; nothing is left to say at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code if isinstance(code, int) else 0)
 
 
