@@ -20,7 +20,6 @@ from evalkit.statistics import corpus_bootstrap
 from evalkit.work import load_metric, reason
 
 FORMAT = 1
-BOOTSTRAP_REPLICATES = 2000
 CORPUS_REPLICATES = 500
 
 

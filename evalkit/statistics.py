@@ -9,7 +9,7 @@ random streams. Decisions, formulae and measured error rates: docs/design/statis
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -107,21 +107,6 @@ class Comparison:
     standings: tuple[Standing, ...]
     pairs: tuple[Pair, ...]
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """What became of the clips of one cell."""
-
-    scored: int
-    failed: int
-    not_applicable: int
-    missing: int
-
-    @property
-    def text(self) -> str:
-        """``scored/failed/n.a./missing``."""
-        return f"{self.scored}/{self.failed}/{self.not_applicable}/{self.missing}"
 
 
 # -- intervals --------------------------------------------------------------------------------------------------------
@@ -593,36 +578,6 @@ def _by_subset(subsets: np.ndarray, labels: np.ndarray) -> Iterator[tuple[list[i
         kept = np.flatnonzero(subsets[rows[0]])
         codes, count = _codes(labels[kept])
         yield rows, kept, codes, count
-
-
-# -- coverage ---------------------------------------------------------------------------------------------------------
-
-
-def coverage(records: Iterable[Mapping[str, Any] | None]) -> Coverage:
-    """Count what became of the clips of one cell.
-
-    Args:
-        records: per selected clip the result as recorded: ``{"value": ...}`` or ``{"stats": ...}`` is scored;
-            ``{"status": "n/a"}`` or ``{"status": "failed"}`` (of the metric or of the prediction) is what it says; None
-            is missing.
-
-    >>> coverage([{"value": 1.5}, {"status": "failed", "reason": "..."}, {"status": "n/a", "reason": "..."}, None]).text
-    '1/1/1/1'
-
-    Raises:
-        ValueError: a record that is none of these.
-    """
-    counts = {"scored": 0, "failed": 0, "n/a": 0, "missing": 0}
-    for record in records:
-        if record is None:
-            counts["missing"] += 1
-        elif "value" in record or "stats" in record:
-            counts["scored"] += 1
-        elif record.get("status") in ("failed", "n/a"):
-            counts[record["status"]] += 1
-        else:
-            raise ValueError(f"a record is neither scored, failed nor n/a: {dict(record)}")
-    return Coverage(counts["scored"], counts["failed"], counts["n/a"], counts["missing"])
 
 
 # -- the machinery ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ import hashlib
 import math
 import traceback
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -465,4 +464,4 @@ def _system(spec: str) -> Loaded:
     return _systems[spec]
 
 
-__all__ = ["Output", "PredictUnit", "ScoreUnit", "Sequence", "describe", "measure", "predict", "run_system", "score"]
+__all__ = ["Output", "PredictUnit", "ScoreUnit", "describe", "measure", "predict", "run_system", "score"]

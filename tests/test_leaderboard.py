@@ -16,6 +16,7 @@ from evalkit.audio import Clip, write_clip
 from evalkit.errors import EvalkitError, UsageError
 from evalkit.leaderboard import check, read_published, rebuild, update, write_record
 from evalkit.plan import Request
+from evalkit.results import counts
 from evalkit.run import run
 from evalkit.table import build_table
 
@@ -67,6 +68,17 @@ def _renamed(result: dict[str, Any], name: str) -> dict[str, Any]:
     other = copy.deepcopy(result)
     other["system"] |= {"name": name, "spec": name}
     return other
+
+
+def test_coverage_counts_every_clip_once() -> None:
+    """Scored, failed, not applicable, missing: each clip is in one of them, by the reasons that stand for it."""
+    reasons = {"failed": {"x": [6, 7]}, "n/a": {"y": [8], "z": [9, 10]}, "missing": {"w": [11, 12, 13, 14]}}
+    result = {
+        "clips": {"id": [str(i) for i in range(15)]},
+        "metrics": {"m": {"reasons": reasons}, "n": {"reasons": {}}},
+    }
+    assert counts(result, "m") == (6, 2, 3, 4)
+    assert counts(result, "n") == (15, 0, 0, 0)
 
 
 def test_rows_of_other_data_are_refused_and_other_metric_versions_noted(

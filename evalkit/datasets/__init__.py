@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from evalkit.registry import Domain
 
@@ -91,4 +91,4 @@ class DatasetInfo:
     """How to obtain it by hand, for the error where it is absent."""
 
 
-__all__ = ["Archive", "DatasetInfo", "Item", "Iterable", "Layout", "Literal"]
+__all__ = ["Archive", "DatasetInfo", "Item", "Layout"]

@@ -194,7 +194,31 @@ def listing(scratch: Path) -> tuple[str, str, str]:
     )
 
 
-BENCHMARKS = {"overhead": overhead, "resume": resume, "memory": memory, "listing": listing}
+def pairs(scratch: Path) -> tuple[str, str, str]:
+    """One column of 15 systems on 400 clips, all pairs at once, over the same pairs one by one."""
+    from itertools import combinations
+
+    from evalkit.statistics import compare_all, paired_difference
+
+    rng = np.random.default_rng(0)
+    table = {f"s{k:02}": {str(i): float(v) for i, v in enumerate(rng.normal(0.01 * k, 1, 400))} for k in range(15)}
+    clusters = {str(i): str(i // 10) for i in range(400)}
+    labels = list(clusters.values())
+    flips = 10 * 105 * 20  # as many as compare_all takes for 105 pairs
+    ratios = []
+    for _ in range(3):
+        together = timed(lambda: compare_all(table, clusters, direction="lower", seed=0))
+        single = timed(
+            lambda: [
+                paired_difference([*table[a].values()], [*table[b].values()], labels, seed=0, flips=flips)
+                for a, b in combinations(table, 2)
+            ]
+        )
+        ratios.append(together / single)
+    return "all 105 pairs of a column at once over one by one", f"{statistics.median(ratios):.3f}", "< 1"
+
+
+BENCHMARKS = {"overhead": overhead, "resume": resume, "memory": memory, "listing": listing, "pairs": pairs}
 
 
 def main() -> None:
