@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,17 @@ from evalkit.work import load_metric, metric_id
 
 @dataclass(frozen=True)
 class Explanation:
-    """What would happen to one clip of one cell, and why. ``verdict`` is hit, failed, unscored, miss or n/a."""
+    """What would happen to one clip of one cell, and why. ``verdict`` is hit, failed, unscored, miss or n/a.
+
+    ``seed`` is the noise seed of a system that is run with several, else None.
+    """
 
     task: str
     system: str
     clip: str
     verdict: str
     why: str
+    seed: int | None = None
 
 
 def explain(directory: RunDirectory, plan: Plan) -> list[Explanation]:
@@ -29,17 +34,20 @@ def explain(directory: RunDirectory, plan: Plan) -> list[Explanation]:
     for record in predictions.values():
         by_clip.setdefault((_family(record["system"]), record["clip"]), []).append(record)
     out = []
+    seeds = Counter((c.task.name, c.system["name"]) for c in plan.cells)
     for cell in plan.cells:
         task, system = cell.task.name, cell.system["name"]
+        seed = cell.seed if seeds[task, system] > 1 else None
         if cell.not_applicable or cell.error:
             verdict = "n/a" if cell.not_applicable else "failed"
-            out.append(Explanation(task, system, "*", verdict, cell.not_applicable or cell.error))
+            out.append(Explanation(task, system, "*", verdict, cell.not_applicable or cell.error, seed))
             continue
         wanted = {metric_id(load_metric(m)) for m in cell.task.metrics}
         for item, key, source in zip(cell.task.items, cell.keys, cell.task.sources, strict=True):
             if key not in predictions:
                 near = by_clip.get((_family(system), item.id), [])
-                out.append(Explanation(task, system, item.id, "miss", _why_miss(near, cell.parts, source, system)))
+                why = _why_miss(near, cell.parts, source, system)
+                out.append(Explanation(task, system, item.id, "miss", why, seed))
                 continue
             record = predictions[key]
             if record["status"] != "ok":
@@ -50,6 +58,7 @@ def explain(directory: RunDirectory, plan: Plan) -> list[Explanation]:
                         item.id,
                         record["status"],
                         f"recorded: {record['reason']} (--retry-failed tries again)",
+                        seed,
                     )
                 )
             elif wanted - scores.get(key, {}).keys():
@@ -57,9 +66,9 @@ def explain(directory: RunDirectory, plan: Plan) -> list[Explanation]:
                 have = {i.rpartition("-v")[0]: i for i in scores.get(key, {})}
                 changed = [f"{have[n]} -> {i}" for i in absent if (n := i.rpartition("-v")[0]) in have]
                 why = f"metric changed: {', '.join(changed)}" if changed else f"not scored yet: {', '.join(absent)}"
-                out.append(Explanation(task, system, item.id, "unscored", f"prediction reused; {why}"))
+                out.append(Explanation(task, system, item.id, "unscored", f"prediction reused; {why}", seed))
             else:
-                out.append(Explanation(task, system, item.id, "hit", f"same key {short(key)}"))
+                out.append(Explanation(task, system, item.id, "hit", f"same key {short(key)}", seed))
     return out
 
 

@@ -151,6 +151,13 @@ def _request_options(command: Any) -> Any:
                 "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of every random draw."
             ),
             click.option(
+                "--seeds",
+                type=click.IntRange(1),
+                default=1,
+                show_default=True,
+                help="Noise seeds, from --seed on: stochastic systems are decoded with each, others once.",
+            ),
+            click.option(
                 "--metric",
                 "metrics",
                 type=_Lists(),
@@ -158,6 +165,13 @@ def _request_options(command: Any) -> Any:
                 help="Further metrics beside each task's own (names or mine.py:function).",
             ),
             click.option("--baseline", default=None, help="System that paired differences are taken against."),
+            click.option(
+                "--clips",
+                type=click.Choice(["unseen", "all"]),
+                default="unseen",
+                show_default=True,
+                help="Leave out the clips that any of the systems was trained on, or keep all and say so.",
+            ),
             click.option("--keep-audio", is_flag=True, help="Keep the decoded audio in the run directory."),
         ]
     ):
@@ -358,6 +372,50 @@ def download(name: str, data_root: str | None, source: Path | None, only: tuple[
 
 
 @cli.group()
+def train() -> None:
+    """Train models."""
+
+
+@train.command("tokenizer")
+@click.option("--preset", default="cpu", show_default=True, help="tiny, cpu, gpu or paper: see docs/tokenizer.md.")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Folder of the run (default: runs/tokenizer-PRESET). One that holds a killed run is finished.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Folder of cached spectrograms, to share between runs (default: OUT/cache).",
+)
+@DATA_ROOT
+def train_tokenizer(
+    preset: str, overrides: tuple[str, ...], out: Path | None, cache: Path | None, data_root: str | None
+) -> None:
+    """Train the sound tokenizer: VAE, quantizer and decoders, each resumable.
+
+    For many processes: accelerate launch -m evalkit train tokenizer ...
+    """
+    made = _trainer("tokenizer")(preset, overrides, out, data_root, cache)
+    for name, folder in made.items():
+        print(f"{name}: {folder}")
+
+
+def _trainer(name: str) -> Any:
+    import importlib
+
+    from evalkit.registry import TRAINERS, check_own_package
+
+    module, _, function = TRAINERS[name].partition(":")
+    check_own_package(module.partition(".")[0])
+    return getattr(importlib.import_module(module), function)
+
+
+@cli.group()
 def check() -> None:
     """Conformance checks for plug-ins."""
 
@@ -395,6 +453,7 @@ def cache_explain(directory: Path, system: str | None, clip: str | None, as_json
     from collections import Counter
 
     from evalkit import execute
+    from evalkit.cache import Explanation
     from evalkit.cache import explain as explain_run
     from evalkit.plan import load_user_files, make_plan, request_from_json
     from evalkit.record import RunDirectory
@@ -409,16 +468,21 @@ def cache_explain(directory: Path, system: str | None, clip: str | None, as_json
     finally:
         workers.close(now=True)
     found = [e for e in found if (system or "") in e.system and (clip or "") in e.clip]
+
+    def who(e: Explanation) -> str:
+        return e.system if e.seed is None else f"{e.system} (seed {e.seed})"
+
     if as_json:
-        print(json.dumps([vars(e) for e in found], indent=1))
+        hidden = {"seed"} if all(e.seed is None for e in found) else set()
+        print(json.dumps([{k: v for k, v in vars(e).items() if k not in hidden} for e in found], indent=1))
     elif clip:
         show_columns(
             "",
             ("task", "system", "clip", "verdict", "why"),
-            [(e.task, e.system, e.clip, e.verdict, e.why) for e in found],
+            [(e.task, who(e), e.clip, e.verdict, e.why) for e in found],
         )
     else:
-        tally = Counter((e.task, e.system, e.verdict, e.why if e.verdict != "hit" else "same key") for e in found)
+        tally = Counter((e.task, who(e), e.verdict, e.why if e.verdict != "hit" else "same key") for e in found)
         show_columns(
             "",
             ("task", "system", "clips", "verdict", "why"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ PROBE_TIMEOUT = 60.0
 
 @dataclass(frozen=True)
 class Line:
-    """One cell of the plan. ``seconds`` is the forecast on one worker, from one clip that was probed; None: see why."""
+    """One system on one task. ``seconds`` is the forecast on one worker, from one clip that was probed; None: see why.
+
+    ``cached`` and ``todo`` count predictions: ``clips`` of them for each of ``seeds`` noise seeds.
+    """
 
     task: str
     system: str
@@ -29,6 +33,7 @@ class Line:
     todo: int
     seconds: float | None
     why: str = ""
+    seeds: int = 1
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Forecast:
             (
                 c.task,
                 c.system,
-                f"{c.clips:,}",
+                f"{c.clips:,}" + (f" x {c.seeds} seeds" if c.seeds > 1 else ""),
                 str(c.metrics),
                 f"{c.cached:,}",
                 f"{c.todo:,}",
@@ -53,15 +58,19 @@ class Forecast:
 
     def summary(self) -> str:
         known = [c.seconds for c in self.cells if c.seconds is not None]
+        todo, every = sum(c.todo for c in self.cells), sum(c.clips * c.seeds for c in self.cells)
         parts = [
-            f"{sum(c.todo for c in self.cells):,} of {sum(c.clips for c in self.cells):,} results to compute, about "
+            f"{todo:,} of {every:,} results to compute, about "
             f"{sum(known):.0f} s on one worker (each system probed on one clip)"
         ]
         parts += [f"failed whole: {e}" for e in self.errors]
         return "\n".join(parts)
 
     def as_json(self) -> dict[str, Any]:
-        return {"directory": str(self.directory), "cells": [vars(c) for c in self.cells], "errors": list(self.errors)}
+        """The forecast as JSON values; ``seeds`` is there if any system is run with several."""
+        hidden = {"seeds"} if all(c.seeds == 1 for c in self.cells) else set()
+        cells = [{k: v for k, v in vars(c).items() if k not in hidden} for c in self.cells]
+        return {"directory": str(self.directory), "cells": cells, "errors": list(self.errors)}
 
 
 def forecast(request: Request, out: str | Path | None = None) -> Forecast:
@@ -72,7 +81,10 @@ def forecast(request: Request, out: str | Path | None = None) -> Forecast:
     try:
         plan = make_plan(request, workers)
         with tempfile.TemporaryDirectory() as scratch:
-            cells = tuple(_line(c, RunDirectory(directory), workers, scratch) for c in plan.cells)
+            rows: dict[tuple[str, str], list[Cell]] = {}
+            for c in plan.cells:
+                rows.setdefault((c.task.name, c.system["name"]), []).append(c)
+            cells = tuple(_line(row, RunDirectory(directory), workers, scratch) for row in rows.values())
     finally:
         workers.close(now=True)
     return Forecast(directory, cells, tuple(_errors(plan)))
@@ -84,25 +96,26 @@ def _errors(plan: Plan) -> list[str]:
     ]
 
 
-def _line(cell: Cell, directory: RunDirectory, workers: execute.Executor, scratch: str) -> Line:
+def _line(cells: Sequence[Cell], directory: RunDirectory, workers: execute.Executor, scratch: str) -> Line:
+    cell, seeds = cells[0], len(cells)
     n, m = len(cell.task.items), len(cell.task.metrics)
     name = cell.system["name"]
     if cell.error or cell.not_applicable:
-        return Line(cell.task.name, name, n, m, 0, 0, None, cell.error or f"n/a: {cell.not_applicable}")
+        return Line(cell.task.name, name, n, m, 0, 0, None, cell.error or f"n/a: {cell.not_applicable}", seeds)
     done = directory.predictions()
     scores = directory.scores()
     wanted = {metric_id(load_metric(s)) for s in cell.task.metrics}
     todo = [
-        i
-        for i, k in enumerate(cell.keys)
+        (c, i)
+        for c in cells
+        for i, k in enumerate(c.keys)
         if k not in done or (done[k]["status"] == "ok" and wanted - scores.get(k, {}).keys())
     ]
     if not todo:
-        return Line(cell.task.name, name, n, m, n, 0, 0.0)
-    seconds, why = _probe(cell, todo[len(todo) // 2], workers, scratch)
-    return Line(
-        cell.task.name, name, n, m, n - len(todo), len(todo), None if seconds is None else seconds * len(todo), why
-    )
+        return Line(cell.task.name, name, n, m, n * seeds, 0, 0.0, seeds=seeds)
+    seconds, why = _probe(*todo[len(todo) // 2], workers, scratch)
+    forecast_s = None if seconds is None else seconds * len(todo)
+    return Line(cell.task.name, name, n, m, n * seeds - len(todo), len(todo), forecast_s, why, seeds)
 
 
 def _probe(cell: Cell, i: int, workers: execute.Executor, scratch: str) -> tuple[float | None, str]:

@@ -132,7 +132,7 @@ def _collect_value(value: Any, key: str, package: str, names: set[str], seen: di
                 if not isinstance(attribute, types.ModuleType):
                     _collect_value(attribute, f"{value.__name__}:{name}", package, names, seen)
     elif inspect.isclass(value) or callable(value):
-        if getattr(value, "__module__", "").partition(".")[0] == package:
+        if (getattr(value, "__module__", None) or "").partition(".")[0] == package:
             _collect(value, seen)
     elif isinstance(value, (np.ndarray, str, int, float, bool, bytes, tuple, list, dict, frozenset, set, type(None))):
         seen[key] = _constant(value, package, seen)
@@ -152,7 +152,7 @@ def _constant(value: Any, package: str, seen: dict[str, Any]) -> Any:
         fields = [_constant(getattr(value, f.name), package, seen) for f in dataclasses.fields(value)]
         return [type(value).__qualname__, *fields]
     if inspect.isclass(value) or callable(value):
-        if getattr(value, "__module__", "").partition(".")[0] == package:
+        if (getattr(value, "__module__", None) or "").partition(".")[0] == package:
             _collect(value, seen)
         return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
     plain = isinstance(value, (str, int, float, bool, bytes, type(None)))

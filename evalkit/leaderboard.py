@@ -31,7 +31,8 @@ from evalkit.text import safe_name
 def update(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
     """Add the results of run directories to a leaderboard folder and rebuild it; returns the written tables.
 
-    A result replaces an earlier one of the same task, system and seed. Without runs: rebuild only.
+    A result replaces an earlier one of the same task, system and seed; a run with other noise seeds adds to a
+    stochastic system's row. Without runs: rebuild only.
 
     Raises:
         UsageError: a folder that is no run directory, or a run that is unfinished.
@@ -149,8 +150,14 @@ def _one_of(wanted: set[str], results: Sequence[Mapping[str, Any]]) -> str | Non
 
 
 def task_rows(table: Table) -> dict[str, Any]:
-    """The deterministic part of a table as JSON values: one row a system and metric, and what was refused."""
-    rows = []
+    """The deterministic part of a table as JSON values: one row a system and metric, and what was refused.
+
+    Where a row of the table has several noise seeds, all have ``seeds`` (those it is made of; ``seed`` is the first)
+    and, None for a single seed, the figures of `evalkit.seeds.Noise`: ``seed_sd`` (of the mean, over seeds),
+    ``within_clip_sd`` and ``clip_sd``.
+    """
+    rows: list[dict[str, Any]] = []
+    several = any(len(row.seeds) > 1 for row in table.rows)
     for row in table.rows:
         for column in table.columns:
             if column.deterministic:
@@ -186,6 +193,13 @@ def task_rows(table: Table) -> dict[str, Any]:
                         "note": c.note,
                     }
                 )
+                if several:
+                    rows[-1] |= {
+                        "seeds": list(row.seeds),
+                        "seed_sd": c.noise.of_mean if c.noise else None,
+                        "within_clip_sd": c.noise.within_clip if c.noise else None,
+                        "clip_sd": c.noise.over_clips if c.noise else None,
+                    }
     return {"task": table.task, "rows": rows, "refused": [{"system": s, "differs": why} for s, why in table.refused]}
 
 
@@ -199,7 +213,9 @@ def _csv(table: Table) -> str:
 
 
 def _inert(value: Any) -> Any:
-    """Text that a spreadsheet would take for a formula gets a quote in front."""
+    """Text that a spreadsheet would take for a formula gets a quote in front; a list is separated by spaces."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
     return "'" + value if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 

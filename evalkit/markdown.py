@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from evalkit.seeds import by_seed
 from evalkit.table import LEVEL, REPLICATES, STATISTICS_SEED, Cell, Column, Row, Table
 from evalkit.text import code, decimals_for, escape_markdown, number, safe_name, with_interval
 
@@ -31,7 +32,8 @@ def render_task(table: Table, published: Sequence[Mapping[str, Any]] = ()) -> st
     for group in dict.fromkeys(c.group for c in shown):
         lines += [f"## {escape_markdown(GROUPS.get(group, group.capitalize()))}", ""]
         lines += [*_grid(table, [c for c in shown if c.group == group]), ""]
-    lines += [*_why(table, shown), *_refused(table), *_systems(table), *_published(published), *_footer(table)]
+    lines += [*_noise(table, shown), *_why(table, shown), *_refused(table), *_systems(table)]
+    lines += [*_published(published), *_footer(table)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -112,6 +114,8 @@ def _legend(table: Table, ranks: bool = True) -> list[str]:
             "cluster sign-flip tests, Holm over all pairs of the column); "
         )
     text += "clips scored/failed/n.a./missing. ↓ lower is better, ↑ higher is better."
+    if any(len(r.seeds) > 1 for r in table.rows):
+        text += " Where several noise seeds are named, a clip's value is its mean over them, if each gave one."
     notes = sorted({c.note for r in table.rows for c in r.cells.values() if c.note})
     notes += sorted({f"{col.name}: {n}" for col in table.columns for n in col.notes})
     lines = [text]
@@ -152,7 +156,8 @@ def _heading(column: Column) -> str:
 
 def _system_cell(row: Row) -> str:
     role = row.result["system"]["role"]
-    return code(row.label) + ("" if role in ("codec", None) else f" *{role}*")
+    seeds = f"<br>{len(row.seeds)} noise seeds" if len(row.seeds) > 1 else ""
+    return code(row.label) + ("" if role in ("codec", None) else f" *{role}*") + seeds
 
 
 def rate_text(row: Row) -> str:
@@ -236,6 +241,35 @@ def _differences(table: Table) -> list[str]:
     return [*lines, ""]
 
 
+def _noise(table: Table, columns: Iterable[Column]) -> list[str]:
+    """How far noise seeds move each measure, apart from how far clips differ."""
+    if not any(len(r.seeds) > 1 for r in table.rows):
+        return []
+    title = ["## Variation over noise seeds", ""]
+    rows = []
+    for row in table.rows:
+        for column in columns:
+            n = row.cells[column.name].noise
+            if n is not None and not n.none:
+                figures = ["–" if x is None else number(x) for x in (n.of_mean, n.within_clip, n.over_clips)]
+                cells = [code(row.label), escape_markdown(column.name), str(n.seeds), *figures]
+                rows.append("| " + " | ".join(cells) + " |")
+    if not rows:
+        return [*title, "No metric that has a value with every seed differs between them.", ""]
+    return [
+        *title,
+        "Over the clips that have a value with every seed, in the metric's unit. SD of the mean: standard deviation, "
+        "over the seeds, of a seed's mean over these clips (of the value, where a metric has one for all clips). "
+        "Within-clip SD: a clip's standard deviation over the seeds, averaged over the clips. SD over clips: standard "
+        "deviation of the clips' means over the seeds. Metrics that are the same with every seed are left out.",
+        "",
+        "| system | metric | seeds | SD of the mean over seeds | mean within-clip SD | SD over clips |",
+        "|---|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
+
+
 def _why(table: Table, columns: Iterable[Column]) -> list[str]:
     """Every reason for a missing value, with how many clips it cost.
 
@@ -298,10 +332,11 @@ def _systems(table: Table) -> list[str]:
 
 
 def _footer(table: Table) -> list[str]:
-    versions = dict.fromkeys(_environment(r.result["environment"]) for r in table.rows)
-    commands = dict.fromkeys(r.result["command"] for r in table.rows)
+    records = [r for row in table.rows for r in by_seed(row.result)]
+    versions = dict.fromkeys(_environment(r["environment"]) for r in records)
+    commands = dict.fromkeys(r["command"] for r in records)
     first = table.rows[0].result
-    seeds = sorted({r.result["seed"] for r in table.rows})
+    seeds = sorted({r["seed"] for r in records})
     n_clusters = len(set(first["clips"]["cluster"]))
     lines = [
         "## Provenance",

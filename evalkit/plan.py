@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,11 @@ class Request:
         systems: system specs.
         data_root: folder of data sets; None uses EVALKIT_DATA.
         limit: at most so many clips a task, evenly spaced in id order; None for all.
+        clips: ``unseen`` leaves out what any of the systems was trained on, for all of them, so that the rows of a
+            table stay comparable; ``all`` keeps it and says so in the table.
         seed: of every random draw.
+        seeds: noise seeds, 1 or more: a stochastic system is decoded with ``seed``, ``seed + 1``, ... and its clips'
+            values are averaged; others are run once.
         metrics: extra metrics (names or ``path.py:function``) beside each task's own.
         baseline: spec of the system that paired differences are taken against; None for the first codec.
         keep_audio: keep decoded audio in the run.
@@ -44,6 +48,8 @@ class Request:
     metrics: tuple[str, ...] = ()
     baseline: str | None = None
     keep_audio: bool = False
+    seeds: int = 1
+    clips: str = "unseen"
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class TaskPlan:
 
 @dataclass(frozen=True)
 class Cell:
-    """One system on one task: a row of a table."""
+    """One system on one task with one seed: a row of a table, or one noise seed of it."""
 
     task: TaskPlan
     system: dict[str, Any]
@@ -94,13 +100,22 @@ def make_plan(request: Request, executor: Executor, *, timeout: float | None = 6
     """Resolve everything. A task or a system that cannot be had is in the plan with its reason.
 
     Raises:
-        UsageError: an unknown task or system name, a malformed spec, a baseline that is not run: the request is wrong.
+        UsageError: an unknown task or system name, a malformed spec, a baseline that is not run, fewer seeds than one:
+            the request is wrong.
     """
-    tasks = tuple(plan_task(task, request) for task in expand_tasks(request.tasks))
+    if request.seeds < 1:
+        raise UsageError(f"seeds is {request.seeds}, expected at least 1")
+    if request.clips not in ("unseen", "all"):
+        raise UsageError(f"clips is {request.clips!r}, expected unseen or all")
+    chosen = expand_tasks(request.tasks)
     systems = resolve_systems(request.systems, executor, timeout)
+    trained_on = {s["name"]: s.pop("trained_on") for s in systems if s.get("trained_on")}
+    tasks = tuple(plan_task(task, request, trained_on) for task in chosen)
     if request.baseline and not any(request.baseline in (s["spec"], s["name"]) for s in systems):
         raise UsageError(f"baseline {request.baseline!r} is not among the systems: {', '.join(request.systems)}")
-    cells = tuple(make_cell(t, s, request) for t in tasks if not t.error for s in systems)
+    cells = tuple(
+        make_cell(t, s, seed) for t in tasks if not t.error for s in systems for seed in noise_seeds(s, request)
+    )
     return Plan(tasks, systems, cells)
 
 
@@ -158,8 +173,11 @@ def expand_tasks(specs: Sequence[str]) -> list[Task]:
     return list(out.values())
 
 
-def plan_task(task: Task, request: Request) -> TaskPlan:
-    """Find a task's data and select its clips; what goes wrong is in ``error``."""
+def plan_task(task: Task, request: Request, trained_on: Mapping[str, Mapping[str, Sequence[str]]]) -> TaskPlan:
+    """Find a task's data and select its clips; what goes wrong is in ``error``.
+
+    ``trained_on``: by system, the ids of the clips that it was trained on, by data set.
+    """
     metrics = tuple(dict.fromkeys((*task.metrics, *request.metrics)))
     try:
         infos = [load_metric(m) for m in metrics]
@@ -168,7 +186,18 @@ def plan_task(task: Task, request: Request) -> TaskPlan:
     try:
         root = Path(request.data_root) if request.data_root else None
         data = load_dataset(task.dataset, root)
-        items = select(data.layout.items, request.limit)
+        seen = {name: set(ids.get(data.info.name, ())) for name, ids in trained_on.items()}
+        known = [i for i in data.layout.items if any(i.id in ids for ids in seen.values())]
+        who = ", ".join(name for name, ids in seen.items() if any(i.id in ids for i in known))
+        found = data.layout.items
+        if known and request.clips == "unseen":
+            left_out = {i.id for i in known}
+            found = [i for i in found if i.id not in left_out]
+            if not found:
+                raise EvalkitError(
+                    f"{data.info.name}: {who} trained on every clip of it; --clips all scores them all the same"
+                )
+        items = select(found, request.limit)
         if not items:
             raise EvalkitError(f"{data.info.name}: no clips in {data.root}")
         content = manifest(items)
@@ -181,6 +210,11 @@ def plan_task(task: Task, request: Request) -> TaskPlan:
     except Exception as error:
         return TaskPlan(task.name, task, error=reason(error))
     present, expected = len(data.layout.items), data.layout.expected
+    notes = list(data.layout.notes)
+    if known and request.clips == "unseen":
+        notes.append(f"{len(known):,} of {len(data.layout.items):,} clips left out: training data of {who}")
+    elif known:
+        notes.append(f"contaminated: {len(known):,} of {len(data.layout.items):,} clips are training data of {who}")
     identity = {
         "task": {"name": task.name, "version": task.version, "capability": task.capability},
         "metrics": {i.name: metric_id(i) for i in infos},
@@ -206,7 +240,7 @@ def plan_task(task: Task, request: Request) -> TaskPlan:
         "domain": data.info.domain,
         "licence": data.info.licence,
         "citation": data.info.citation,
-        "notes": list(data.layout.notes),
+        "notes": notes,
         "prepare": task.prepare.describe(),
         "generated": data.info.generated,
         "headline": list(task.headline or task.metrics[:3]),
@@ -254,22 +288,25 @@ def resolve_systems(specs: Sequence[str], executor: Executor, timeout: float | N
     return tuple(out.values())
 
 
-def make_cell(task: TaskPlan, system: dict[str, Any], request: Request) -> Cell:
+def noise_seeds(system: dict[str, Any], request: Request) -> range:
+    """The seeds that a system is run with: several where they matter, else the first."""
+    return range(request.seed, request.seed + (request.seeds if system.get("stochastic") else 1))
+
+
+def make_cell(task: TaskPlan, system: dict[str, Any], seed: int) -> Cell:
     assert task.task is not None
     if "error" in system:
-        return Cell(task, system, request.seed, (), {}, {}, error=system["error"])
+        return Cell(task, system, seed, (), {}, {}, error=system["error"])
     parts = {
         "prepare": digest(task.identity["prepare"]),
         "reader": task.identity["reader"],
         "capability": task.task.capability,
         "system": system["digest"],
-        "seed": str(request.seed) if system["stochastic"] else "-",
+        "seed": str(seed) if system["stochastic"] else "-",
     }
     keys = tuple(digest({**parts, "clip": [i.id, s]}) for i, s in zip(task.items, task.sources, strict=True))
-    identity = {**task.identity, "system": system["fingerprint"], "seed": request.seed}
-    return Cell(
-        task, system, request.seed, keys, parts, identity, not_applicable=_why_not(task, system, task.task.capability)
-    )
+    identity = {**task.identity, "system": system["fingerprint"], "seed": seed}
+    return Cell(task, system, seed, keys, parts, identity, not_applicable=_why_not(task, system, task.task.capability))
 
 
 def _why_not(task: TaskPlan, system: dict[str, Any], capability: str) -> str:
@@ -283,7 +320,13 @@ def _why_not(task: TaskPlan, system: dict[str, Any], capability: str) -> str:
 
 
 def request_json(request: Request) -> dict[str, Any]:
-    return dataclasses.asdict(request)
+    """The request as JSON values. ``seeds`` and ``clips`` are there where they are not the default: requests without
+    them keep their directory's name."""
+    value = dataclasses.asdict(request)
+    for name in ("seeds", "clips"):
+        if value[name] == Request.__dataclass_fields__[name].default:
+            del value[name]
+    return value
 
 
 def request_from_json(value: dict[str, Any]) -> Request:

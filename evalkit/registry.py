@@ -33,11 +33,14 @@ BUILTIN: dict[Kind, tuple[str, ...]] = {
         "evalkit.systems.mdct",
         "evalkit.systems.ffmpeg",
         "evalkit.systems.codec2",
+        "evalkit.systems.encodec",
         "evalkit.systems.files",
+        "tokenizer.systems",
     ),
     "metrics": (
         "evalkit.metrics.waveform",
         "evalkit.metrics.spectral",
+        "evalkit.metrics.texture",
         "evalkit.metrics.rate",
         "evalkit.metrics.cost",
     ),
@@ -52,6 +55,9 @@ BUILTIN: dict[Kind, tuple[str, ...]] = {
     ),
     "tasks": ("tasks.reconstruction",),
 }
+
+TRAINERS = {"tokenizer": "tokenizer.command:train"}
+"""What `evalkit train NAME` calls."""
 
 OWN_PACKAGES = ("tasks", "tokenizer", "llm")
 """Top-level packages of this distribution whose names other distributions use as well."""

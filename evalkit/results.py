@@ -1,4 +1,4 @@
-"""Result records: what tables and leaderboards are made of. One small JSON value for a system on a task.
+"""Result records: what tables and leaderboards are made of. One small JSON value for a system, with a seed, on a task.
 
 A record holds every clip's value of every sample metric (7 significant digits), the value and interval of every corpus
 metric, each reason for what has no value, and the identity, data, system and environment that the values belong to.
@@ -24,7 +24,7 @@ CORPUS_REPLICATES = 500
 
 
 def collect(directory: RunDirectory) -> list[dict[str, Any]]:
-    """The result records of a run directory, one a (task, system), in plan order; works on unfinished runs."""
+    """The result records of a run directory, one a (task, system, seed), in plan order; works on unfinished runs."""
     run = directory.read()
     predictions, scores = _predictions(directory), _scores(directory)
     systems = {s["name"]: s for s in run["systems"]}

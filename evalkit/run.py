@@ -243,6 +243,10 @@ def command(request: Request) -> str:
         parts += ["--baseline", shlex.quote(request.baseline)]
     if request.seed:
         parts += ["--seed", str(request.seed)]
+    if request.seeds != 1:
+        parts += ["--seeds", str(request.seeds)]
+    if request.clips != "unseen":
+        parts += ["--clips", request.clips]
     if request.keep_audio:
         parts.append("--keep-audio")
     return " ".join(parts)
@@ -262,14 +266,14 @@ def _tell_differences(directory: RunDirectory, plan: Plan, progress: Progress) -
     if not directory.exists():
         return
     old = {(c["task"], c["system"], c["seed"]): c for c in directory.read().get("cells", ())}
-    told: dict[str, list[str]] = {}
+    told: dict[str, dict[str, None]] = {}
     for cell in plan.cells:
         before = old.get((cell.task.name, cell.system["name"], cell.seed))
         if before and cell.identity and before["digest"] != digest(cell.identity):
             for change in difference(before["identity"], cell.identity):
-                told.setdefault(f"{cell.task.name}: {change}", []).append(cell.system["name"])
+                told.setdefault(f"{cell.task.name}: {change}", {})[cell.system["name"]] = None
     for change, systems in told.items():
-        who = f"{len(systems)} systems" if len(systems) > 1 else systems[0]
+        who = f"{len(systems)} systems" if len(systems) > 1 else next(iter(systems))
         progress.note(f"identity differs from the recorded run: {change} [{who}]")
 
 
@@ -291,7 +295,7 @@ class _Work:
         progress: Progress,
     ) -> None:
         self.directory, self.plan, self.timeout, self.progress = directory, plan, timeout, progress
-        self.keep_audio = request.keep_audio
+        self.keep_audio, self.seeds = request.keep_audio, request.seeds
         self.predict_missing = predict_missing
         self.positions = {id(c): {k: i for i, k in enumerate(c.keys)} for c in plan.cells}
         self.retry_failed = retry_failed
@@ -464,7 +468,7 @@ class _Work:
         else:
             self.progress.step(f"{cell.task.name} x {cell.system['name']}")
             if record["status"] == "failed":
-                self.progress.note(f"failed: {cell.system['name']} on {item.id}: {record['reason']}")
+                self.progress.note(f"failed: {self._who(cell)} on {item.id}: {record['reason']}")
 
     def _scored(self, cell: Cell, unit: ScoreUnit, future: Future[Any]) -> None:
         try:
@@ -484,9 +488,7 @@ class _Work:
         self._settle(record)
         for identifier, result in record["metrics"].items():
             if result.get("status") == "failed":
-                self.progress.note(
-                    f"failed: {identifier} for {cell.system['name']} on {unit.item.id}: {result['reason']}"
-                )
+                self.progress.note(f"failed: {identifier} for {self._who(cell)} on {unit.item.id}: {result['reason']}")
         left = self.parts_left.get(unit.key, 1) - 1
         self.parts_left[unit.key] = left
         if left <= 0:
@@ -494,6 +496,10 @@ class _Work:
             self.directory.drop_scratch(unit.key)
             self.scored += 1
             self.progress.step(f"{cell.task.name} x {cell.system['name']}")
+
+    def _who(self, cell: Cell) -> str:
+        name = str(cell.system["name"])
+        return f"{name} (seed {cell.seed})" if self.seeds > 1 and cell.system["stochastic"] else name
 
     def _all_failed(self, unit: ScoreUnit, why: str) -> dict[str, Any]:
         return {

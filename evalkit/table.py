@@ -10,6 +10,7 @@ from typing import Any
 from evalkit.errors import UsageError
 from evalkit.identity import difference
 from evalkit.results import counts, system_label
+from evalkit.seeds import Noise, by_seed, combine
 from evalkit.statistics import Comparison, compare_all
 
 STATISTICS_SEED = 0
@@ -34,6 +35,8 @@ class Cell:
     diff_high: float | None = None
     p: float | None = None
     """Holm-adjusted p value of the difference to the baseline."""
+    noise: Noise | None = None
+    """How far the noise seed moves it; None for one seed."""
 
     @property
     def coverage_text(self) -> str:
@@ -57,6 +60,11 @@ class Row:
     label: str
     result: Mapping[str, Any]
     cells: Mapping[str, Cell]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that it is made of; more than one for a stochastic system only."""
+        return tuple(r["seed"] for r in by_seed(self.result))
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,9 @@ def build_tables(results: Sequence[Mapping[str, Any]], baseline: str | None = No
 def build_table(results: Sequence[Mapping[str, Any]], baseline: str | None = None) -> Table:
     """Compare the results of one task.
 
+    The records of one stochastic system with several noise seeds are one row (`evalkit.seeds.combine`); its paired
+    differences, ranks and intervals are of the clips' means over the seeds.
+
     Rows stand together when data, selection, preparation, reader and task are the same; the version that most rows have
     is kept, the others are refused with the fields that differ. A metric in another version than the majority's is
     left out of its column with a note.
@@ -93,7 +104,7 @@ def build_table(results: Sequence[Mapping[str, Any]], baseline: str | None = Non
     Raises:
         UsageError: the baseline is not among the rows.
     """
-    kept, refused = _same_version(results)
+    kept, refused = _same_version(combine(results))
     labels = _labels(kept)
     base = _baseline(kept, labels, baseline)
     columns, by_column = [], {}
@@ -139,13 +150,15 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _labels(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The spec as typed; the full name (and the seed) where two rows would otherwise look alike."""
+    """The spec as typed; the full name (and the seeds) where two rows would otherwise look alike."""
     specs = Counter(system_label(r) for r in results)
     names = Counter(r["system"]["name"] for r in results)
     labels = []
     for r in results:
         label = system_label(r) if specs[system_label(r)] == 1 else r["system"]["name"]
-        labels.append(label if names[r["system"]["name"]] == 1 else f"{label} (seed {r['seed']})")
+        seeds = [s["seed"] for s in by_seed(r)]
+        which = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+        labels.append(label if names[r["system"]["name"]] == 1 else f"{label} ({which})")
     return labels
 
 
@@ -188,13 +201,14 @@ def _column(
                 coverage=counts(r, name),
                 note=c["note"] if c["value"] is not None else "",
                 reason="" if c["value"] is not None else _corpus_reason(metric),
+                noise=metric.get("noise"),
             )
         else:
             found = {i: v for i, v in zip(r["clips"]["id"], metric["values"], strict=True) if v is not None}
             if found:
                 scores[label] = found
                 clusters |= dict(zip(r["clips"]["id"], r["clips"]["cluster"], strict=True))
-            cells[label] = Cell(None, coverage=counts(r, name), reason=_reason(metric))
+            cells[label] = Cell(None, coverage=counts(r, name), reason=_reason(metric), noise=metric.get("noise"))
     notes: tuple[str, ...] = ()
     if scores:
         comparison = compare_all(
@@ -239,6 +253,7 @@ def _compared(comparison: Comparison, cells: Mapping[str, Cell]) -> dict[str, Ce
             diff_low=d.low if d else None,
             diff_high=d.high if d else None,
             p=s.versus.p_adjusted if s.versus else None,
+            noise=cells[s.system].noise,
         )
     return out
 

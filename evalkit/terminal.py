@@ -48,6 +48,8 @@ def show_table(table: Table, out: Any = None) -> None:
         label = Text(printable(row.label))
         if role not in ("codec", None):
             label.append(f"\n{role}", style="dim")
+        if len(row.seeds) > 1:
+            label.append(f"\n{len(row.seeds)} noise seeds", style="dim")
         rate = rate_text(row).replace(" *declared*", "\ndeclared")
         shown.add_row(label, rate, *(_cell(row.cells[c.name]) for c in table.headline))
     out.print(shown)

@@ -107,6 +107,7 @@ def describe(spec: str) -> dict[str, Any]:
             "sample_rate": getattr(system, "sample_rate", None),
             "parameters": getattr(system, "parameters", None),
             "declared_kbps": getattr(system, "declared_kbps", None),
+            "trained_on": getattr(system, "trained_on", None),
             "batch_size": int(getattr(system, "batch_size", 1)),
         }
     except Exception as error:

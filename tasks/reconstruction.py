@@ -6,9 +6,10 @@ from evalkit import Prepare, Task, task
 from evalkit.metrics.cost import COST
 from evalkit.metrics.rate import CODES, RATE
 from evalkit.metrics.spectral import SPECTRAL
+from evalkit.metrics.texture import TEXTURE
 from evalkit.metrics.waveform import ALIGNED, WAVEFORM
 
-METRICS = (*SPECTRAL, *WAVEFORM, *ALIGNED, *RATE, *CODES, *COST)
+METRICS = (*SPECTRAL, *TEXTURE, *WAVEFORM, *ALIGNED, *RATE, *CODES, *COST)
 HEADLINE = (SPECTRAL[0], "mr_stft@pwg", "mse_db", "aligned_si_sdr", "bandwidth_khz")
 
 

@@ -258,8 +258,9 @@ def test_help_and_version(main: Any) -> None:
         "list",
         "run",
         "score",
+        "train",
     }
-    for command in ("run", "score", "leaderboard", "list", "explain", "doctor", "download", "check", "cache"):
+    for command in ("run", "score", "leaderboard", "list", "explain", "doctor", "download", "check", "cache", "train"):
         code, out, _ = main(command, "--help")
         assert code == 0 and out.startswith("Usage: ")
 

@@ -13,7 +13,8 @@ and, optionally, these attributes:
 ``channels``: 1 where it takes mono only (a clip with more is ``n/a``); None or absent: any.
 ``batch_size`` and ``encode_batch(clips)``, ``decode_batch(tokens, seeds)``: for systems that gain by batching.
 ``parameters``: number of trained parameters. ``fingerprint()``: hash of weights or of anything else that
-decides the output and is not in the spec. ``close()``: called when the worker is done with it.
+decides the output and is not in the spec. ``trained_on``: ids of the clips that it was trained on, by data set name:
+they are left out of a run. ``close()``: called when the worker is done with it.
 
 `Clip` and `Tokens` check themselves when built; the harness checks lengths. See docs/add-a-codec.md.
 """
