@@ -15,14 +15,15 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
-from evalkit.errors import AudioError, NotApplicable
+from evalkit.errors import AudioError, ContractError, NotApplicable, UsageError
 
 T = TypeVar("T")
 
@@ -373,6 +374,223 @@ def write_clip(clip: Clip, path: str | os.PathLike[str]) -> None:
 def _name(path: str | os.PathLike[str]) -> str | bytes:
     """A file name as soundfile takes it, also where it is not valid UTF-8."""
     return str(path) if os.name == "nt" else os.fsencode(path)
+
+
+# -- in blocks: memory does not grow with the length -------------------------------------------------------------------
+
+BLOCK_SAMPLES = 1 << 17
+"""Samples per channel that are read or written at a time."""
+
+MAX_WAV_BYTES = 0xFFFF_FFFF - 1024
+"""Audio that a plain wav header can announce; what is longer gets an RF64 header (EBU Tech 3306)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """A recording that passes once, block by block.
+
+    Attributes:
+        sample_rate: in Hz. channels: of every block.
+        blocks: iterator over float32 ``[channels, samples]``, of any lengths, full scale +-1.
+    """
+
+    sample_rate: int
+    channels: int
+    blocks: Iterator[np.ndarray]
+
+
+def read_blocks(path: str | os.PathLike[str], *, name: str | None = None) -> Blocks:
+    """`read_clip` of a whole file in blocks: the same samples, and the same errors, some only when the end is reached.
+
+    Memory does not grow with the length for what soundfile opens (wav, flac, ogg, mp3); the rest is decoded whole.
+
+    Args:
+        name: what messages call the file; None takes its path.
+
+    Raises:
+        AudioError: where `read_clip` does, here or in the iterator.
+    """
+    import soundfile
+
+    path = Path(path)
+    shown = repr(str(path)) if name is None else name
+    with _naming(shown):
+        _check_file(path)
+        try:
+            file = soundfile.SoundFile(_name(path))
+        except (soundfile.LibsndfileError, TypeError):
+            whole, rate = _decode(path, 0.0, None)
+            return Blocks(rate, len(whole), _sound(iter([whole]), rate, len(whole), shown))
+        _check_header(file.samplerate, file.channels)
+        _excerpt(file.frames, file.samplerate, 0.0, None)
+        return Blocks(
+            file.samplerate, file.channels, _sound(_decoded(file, path), file.samplerate, file.channels, shown)
+        )
+
+
+def _decoded(file: Any, path: Path) -> Iterator[np.ndarray]:
+    import soundfile
+
+    done = 0
+    with file:
+        frames = file.frames
+        while done < frames:
+            try:
+                x = file.read(min(BLOCK_SAMPLES, frames - done), dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError:
+                yield _decode(path, 0.0, None)[0][:, done:]  # FFmpeg reads it, or says what is wrong
+                return
+            if len(x) == 0:
+                break
+            done += len(x)
+            yield x.T
+        if done == 0:
+            raise AudioError("no audio data")
+        if done < frames and file.format != "MP3":  # as in _decode
+            raise AudioError(f"truncated: {done:,} of {frames:,} samples could be decoded")
+
+
+def _sound(blocks: Iterator[np.ndarray], rate: int, channels: int, shown: str) -> Iterator[np.ndarray]:
+    """The blocks, with the checks that a `Clip` makes of its samples."""
+    length = bad = 0
+    with _naming(shown):
+        for x in blocks:
+            length += x.shape[1]
+            bad += x.size - int(np.isfinite(x).sum())
+            if not bad:
+                yield x
+        if bad:
+            raise AudioError(f"{bad} of {length * channels} samples are NaN or infinite")
+        if length < MIN_SECONDS * rate:
+            raise AudioError(f"too short: {length} samples at {rate} Hz, at least {MIN_SECONDS} s is needed")
+
+
+@contextmanager
+def _naming(shown: str) -> Iterator[None]:
+    try:
+        yield
+    except AudioError as error:
+        raise AudioError(f"{shown}: {error}") from error
+
+
+def mono_blocks(given: Blocks) -> Blocks:
+    """`mono` in blocks: the same samples."""
+    if given.channels == 1:
+        return given
+    mixed = (x.mean(axis=0, dtype=np.float64)[None, :].astype(np.float32) for x in given.blocks)
+    return Blocks(given.sample_rate, 1, mixed)
+
+
+def resample_blocks(given: Blocks, sample_rate: int) -> Blocks:
+    """`resample` in blocks: the same samples, `resampled_length` of them."""
+    if sample_rate == given.sample_rate:
+        return given
+    return Blocks(sample_rate, given.channels, _resampled(given, sample_rate))
+
+
+def _resampled(given: Blocks, sample_rate: int) -> Iterator[np.ndarray]:
+    import soxr
+
+    stream = soxr.ResampleStream(given.sample_rate, sample_rate, given.channels, dtype="float32", quality="HQ")
+    length = done = 0
+    held = np.empty((given.channels, 0), dtype=np.float32)  # the end may have to be cut or padded by a sample
+    for x in given.blocks:
+        length += x.shape[1]
+        y = stream.resample_chunk(np.ascontiguousarray(x.T)).T
+        if y.shape[1]:
+            yield held
+            done += held.shape[1]
+            held = y
+    rest = stream.resample_chunk(np.empty((0, given.channels), dtype=np.float32), last=True).T
+    end = np.concatenate([held, rest], axis=1)
+    yield fit_length(end, resampled_length(length, given.sample_rate, sample_rate) - done)
+
+
+def check_audio_name(path: str | os.PathLike[str]) -> None:
+    """Refuse an output name whose suffix is no format that `write_blocks` knows.
+
+    Raises:
+        UsageError: the message lists some that are.
+    """
+    import soundfile
+
+    suffix = Path(path).suffix
+    if suffix[1:].upper() not in set(soundfile.available_formats()) - {"RAW"}:
+        raise UsageError(f"{str(path)!r}: no audio format is called {suffix!r}; end the name in .wav, .flac or .ogg")
+
+
+def write_blocks(
+    target: str | os.PathLike[str] | BinaryIO,
+    blocks: Iterable[np.ndarray],
+    *,
+    sample_rate: int,
+    channels: int,
+    samples: int,
+) -> None:
+    """Write a recording of known length block by block.
+
+    A name that ends in .wav and a binary stream get float32 wav (exact, the same bytes every time); any other suffix
+    of soundfile is written by it (flac and ogg quantise).
+
+    Args:
+        blocks: float ``[channels, samples]``, ``samples`` in all.
+
+    Raises:
+        ContractError: blocks of other channels, or of another length in all.
+        AudioError: a format that cannot hold this audio. UsageError: a suffix that is no format.
+    """
+    import soundfile
+
+    pieces = _pieces(blocks, channels, samples)
+    if not isinstance(target, (str, os.PathLike)):
+        _write_wav(target, pieces, sample_rate, channels, samples)
+    elif Path(target).suffix.lower() == ".wav":
+        with open(target, "wb") as out:
+            _write_wav(out, pieces, sample_rate, channels, samples)
+    else:
+        check_audio_name(target)
+        try:
+            with soundfile.SoundFile(_name(target), "w", sample_rate, channels) as file:
+                for x in pieces:
+                    file.write(x.T)
+        except soundfile.LibsndfileError as error:
+            what = f"{channels} channel(s) at {sample_rate} Hz"
+            raise AudioError(f"{str(target)!r}: this format takes no {what} ({error}); .wav takes all") from error
+
+
+def _pieces(blocks: Iterable[np.ndarray], channels: int, samples: int) -> Iterator[np.ndarray]:
+    """Blocks of at most `BLOCK_SAMPLES`: libsndfile's Vorbis encoder overflows its stack on long ones."""
+    done = 0
+    for x in blocks:
+        done += x.shape[1]
+        if len(x) != channels or done > samples:
+            raise ContractError(f"blocks of {len(x)} channels, {done} samples so far: expected {channels}, {samples}")
+        for start in range(0, x.shape[1], BLOCK_SAMPLES):
+            yield x[:, start : start + BLOCK_SAMPLES]
+    if done < samples:
+        raise ContractError(f"the blocks hold {done} samples, expected {samples}")
+
+
+def _write_wav(out: BinaryIO, pieces: Iterable[np.ndarray], rate: int, channels: int, samples: int) -> None:
+    """IEEE float wav with its length in the header from the start, so that it can go down a pipe.
+
+    libsndfile would put the time of writing into its PEAK chunk.
+    """
+    size = 4 * channels * samples
+    form = struct.pack("<4sIHHIIHHH", b"fmt ", 18, 3, channels, rate, 4 * channels * rate, 4 * channels, 32, 0)
+    if size <= MAX_WAV_BYTES:
+        fact = struct.pack("<4sII", b"fact", 4, samples)
+        head = struct.pack("<4sI4s", b"RIFF", 4 + len(form) + len(fact) + 8 + size, b"WAVE") + form + fact
+        head += struct.pack("<4sI", b"data", size)
+    else:
+        full = 0xFFFF_FFFF
+        fact = struct.pack("<4sII", b"fact", 4, full)
+        riff = 4 + 36 + len(form) + len(fact) + 8 + size
+        ds64 = struct.pack("<4sIQQQI", b"ds64", 28, riff, size, samples, 0)
+        head = struct.pack("<4sI4s", b"RF64", full, b"WAVE") + ds64 + form + fact + struct.pack("<4sI", b"data", full)
+    out.write(head)
+    for x in pieces:
+        out.write(np.ascontiguousarray(x.T, dtype="<f4").tobytes())
 
 
 # -- preparation ------------------------------------------------------------------------------------------------------

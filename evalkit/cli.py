@@ -309,6 +309,58 @@ def leaderboard(runs: tuple[Path, ...], out: Path, check: bool) -> None:
         print(f"wrote {path}")
 
 
+@cli.command()
+@click.argument("source", metavar="INPUT")
+@click.option("--system", "-s", default="vqfm", show_default=True, help="Spec of the system that makes the tokens.")
+@click.option("--out", "-o", metavar="FILE", default=None, help="Token file (default: INPUT with .tok); - is stdout.")
+@click.option("--mono", is_flag=True, help="Mix the channels down to their mean first.")
+def encode(source: str, system: str, out: str | None, mono: bool) -> None:
+    """Encode a recording into a token file.
+
+    INPUT is an audio file, or - for stdin. It is resampled to the system's rate where it has one, and that is what the
+    tokens stand for. Long files take no more memory than short ones with systems that work in blocks (vqfm, vqmse).
+    """
+    from evalkit.coding import encode_file
+
+    _say(encode_file(_input(source), _output(source, out), system, mono=mono))
+
+
+@cli.command()
+@click.argument("source", metavar="INPUT")
+@click.option("--system", "-s", default=None, help="Spec of the system to decode with (default: the one that made it).")
+@click.option("--out", "-o", metavar="FILE", default=None, help="Audio file (default: INPUT with .wav); - is stdout.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the system's noise.")
+@click.option("--force", is_flag=True, help="Decode with another system or other weights than made the tokens.")
+def decode(source: str, system: str | None, out: str | None, seed: int, force: bool) -> None:
+    """Decode a token file into audio of exactly the encoded length, at the system's sample rate.
+
+    INPUT is a file that `evalkit encode` wrote, or - for stdin. The suffix of the result names its format; .wav, and
+    what goes to stdout, is 32-bit float.
+    """
+    from evalkit.coding import decode_file
+
+    _say(decode_file(_input(source), _output(source, out), system, seed=seed, force=force))
+
+
+def _input(name: str) -> Any:
+    return sys.stdin.buffer if name == "-" else name
+
+
+def _output(source: str, name: str | None) -> Any:
+    """A file name, or the binary stdout: for ``-``, and where the input is stdin and nothing is said."""
+    if name != "-" and not (name is None and source == "-"):
+        return name
+    if sys.stdout.isatty():
+        raise UsageError("standard output is a terminal: name a file with --out, or pipe the result on")
+    return sys.stdout.buffer
+
+
+def _say(outcome: Any) -> None:
+    from evalkit.text import printable
+
+    sys.stderr.write(printable(str(outcome)) + "\n")  # in one piece: the other end of a pipe has its line as well
+
+
 @cli.command("list")
 @click.argument("kind", type=click.Choice(["tasks", "systems", "metrics", "datasets"]))
 @JSON

@@ -43,6 +43,7 @@ BUILTIN: dict[Kind, tuple[str, ...]] = {
         "evalkit.metrics.texture",
         "evalkit.metrics.rate",
         "evalkit.metrics.cost",
+        "tokenizer.metrics",
     ),
     "datasets": (
         "evalkit.datasets.scenes",

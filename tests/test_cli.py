@@ -251,8 +251,10 @@ def test_help_and_version(main: Any) -> None:
     assert set(re.findall(r"^  (\w+)  ", out, re.MULTILINE)) == {
         "cache",
         "check",
+        "decode",
         "doctor",
         "download",
+        "encode",
         "explain",
         "leaderboard",
         "list",
@@ -260,7 +262,10 @@ def test_help_and_version(main: Any) -> None:
         "score",
         "train",
     }
-    for command in ("run", "score", "leaderboard", "list", "explain", "doctor", "download", "check", "cache", "train"):
+    for command in (
+        *("run", "score", "leaderboard", "list", "explain", "doctor", "download", "check", "cache", "train"),
+        *("encode", "decode"),
+    ):
         code, out, _ = main(command, "--help")
         assert code == 0 and out.startswith("Usage: ")
 

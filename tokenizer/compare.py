@@ -5,7 +5,7 @@
 A and B are runs that differ in the decoders' seed alone. On held-out clips this measures latent and log-mel errors,
 texture (variance, modulation spectrum) and the Fréchet distance of log-mel frames, for every training seed and noise
 seed; the mean of N samples; and curves over function evaluations and guidance. It writes ``comparison.json``,
-``comparison.md`` and ``curves.png``.
+``comparison.md``, ``curves.png`` and ``mels.png`` (what every stage makes of a few clips, after the vocoder).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from evalkit.errors import EvalkitError, NotApplicable, Unavailable, UsageError
 from evalkit.metrics import texture
 from evalkit.statistics import cluster_bootstrap, paired_difference
 from tokenizer.codec import Sampler, SoundTokenizer, noise
+from tokenizer.pictures import mel_panels
 from tokenizer.quantizer import usage
 
 HELD_OUT = ("scenes", "esc50@subset=esc10@fold=5", "vctk", "librispeech", "fma", "fsdd")
@@ -49,6 +50,8 @@ MEASURES = {
 
 EVALUATIONS = (1, 2, 4, 8, 16, 32)
 GUIDANCE = (0.5, 1.0, 1.5, 2.0, 3.0)
+PICTURES = 8
+"""Clips of which every stage's spectrogram is drawn."""
 MEANS_OF = (1, 2, 4, 8, 16, 32)
 
 
@@ -343,6 +346,26 @@ def _means(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {m: float(np.mean([f[m] for f in found if m in f])) for m in MEASURES}
 
 
+def pictures(
+    fm: SoundTokenizer, mse: SoundTokenizer, clips: Sequence[Original]
+) -> list[tuple[str, dict[str, np.ndarray]]]:
+    """Log-mels ``[frames, bands]`` of the audio of every stage, each after the vocoder, for `mel_panels`."""
+    rows = []
+    for clip in clips:
+        stages = {
+            "copy-synthesis": clip.mel,
+            "vae": fm.mel_of(clip.latent),
+            "vqmse": mse.mel_of(sampled(mse, mse.sampler(), 0, clip)),
+            "vqfm": fm.mel_of(sampled(fm, fm.sampler(), 0, clip)),
+        }
+        panels = {"original": frames_of(clip.mel)}
+        for name, mel in stages.items():
+            audio = fm.vocoder(mel, mel.shape[2] * fm.config.mel.hop, [0])
+            panels[name] = frames_of(fm.log_mel(audio.numpy()))
+        rows.append((clip.name, panels))
+    return rows
+
+
 # -- what is written --------------------------------------------------------------------------------------------------
 
 
@@ -509,7 +532,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result |= {"data": data, "solver": f"{c.solver}, {c.evaluations} evaluations, guidance {c.guidance:g}"}
         result["mean_of_n"] = mean_of_samples(fm[0], mse[0], clips)
         result |= curves(fm[0], clips)
-        for path in write(result, given.out):
+        paths = write(result, given.out)
+        try:
+            some = [clips[(2 * i + 1) * len(clips) // (2 * PICTURES)] for i in range(PICTURES)]
+            mel_panels(pictures(fm[0], mse[0], some), given.out / "mels.png")
+            paths.append(given.out / "mels.png")
+        except Unavailable as error:
+            print(f"no pictures: {error}")
+        for path in paths:
             print(f"wrote {path}")
     except EvalkitError as error:
         parser.exit(1, f"evalkit: {error}\n")

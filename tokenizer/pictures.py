@@ -37,7 +37,7 @@ def mel_panels(
     figure = Figure(figsize=(2.3 * columns, 1.25 * len(rows) + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), columns, squeeze=False)
-    for line, (clip, panels) in zip(axes, rows, strict=True):
+    for number, (line, (clip, panels)) in enumerate(zip(axes, rows, strict=True)):
         loudest = max(float(mel.max()) for mel in panels.values())
         for axis, (system, mel) in zip(line, panels.items(), strict=False):
             axis.imshow(
@@ -52,10 +52,10 @@ def mel_panels(
             )
             axis.set_yticks([])
             axis.tick_params(labelsize=6)
-            if line is axes[0]:
+            if number == 0:
                 axis.set_title(system, fontsize=8)
         for axis in line[len(panels) :]:
             axis.set_axis_off()
-        line[0].set_ylabel(clip, fontsize=6)
+        line[0].set_ylabel(clip if len(clip) <= 24 else clip[:21] + "...", fontsize=6)
     figure.supxlabel(f"seconds; mel bands 0 to {top_hz / 1000:g} kHz, {range_nepers * 8.686:.0f} dB", fontsize=7)
     figure.savefig(path, dpi=80)

@@ -7,7 +7,7 @@ and `vqfm` add the same codes and their decoders. Nothing heavy is imported befo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,18 @@ class _Codes(_Trained):
 
     def decode_batch(self, tokens: Sequence[Tokens], seeds: Sequence[int]) -> list[Clip]:
         return self._tokenizer.decode_batch(tokens, seeds, **self._options)
+
+    def encode_blocks(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        return self._tokenizer.encode_blocks(blocks)
+
+    def tokens_of(self, codes: np.ndarray, samples: int) -> Tokens:
+        c = self._tokenizer.config
+        assert c.quantizer is not None  # there is a decoder, so there are codes
+        sizes = c.quantizer.sizes * (len(codes) // len(c.quantizer.sizes))
+        return Tokens(codes, sizes, c.frame_rate, samples, self.sample_rate)
+
+    def decode_blocks(self, tokens: Tokens, seed: int) -> Iterator[np.ndarray]:
+        return self._tokenizer.decode_blocks(tokens, seed, **self._options)
 
 
 @system(

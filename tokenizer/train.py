@@ -4,9 +4,9 @@
 
 Every draw of a step (crops, augmentation, noise, times) comes from ``(seed, stage, step)`` and is made for the whole
 batch of all processes, each of which takes its rows: so two processes see what one would see, and a run that was killed
-goes on from its last checkpoint as if nothing had happened. Several GPUs: ``accelerate launch -m evalkit train tokenizer
-...``; several processes on CPUs: the same with ``ACCELERATE_USE_CPU=true`` before it and ``--multi_gpu --num_processes
-2`` after ``launch`` (its ``--cpu`` alone starts one process).
+goes on from its last checkpoint as if nothing had happened. Several GPUs: ``accelerate launch -m evalkit train
+tokenizer ...``; several processes on CPUs: ``ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m
+evalkit train tokenizer ...`` (``--cpu`` alone starts one process).
 """
 
 from __future__ import annotations
@@ -283,7 +283,9 @@ class Log:
     def step(self, step: int, loss: Tensor, parts: dict[str, Tensor], rate: float, seconds: float) -> None:
         done = step + 1
         if not torch.isfinite(loss):
-            raise EvalkitError(f"{self.name}, step {done}: the loss is {float(loss)}: lower lr, or precision=no")
+            raise EvalkitError(
+                f"{self.name}, step {done}: the loss is {float(loss.detach())}: lower lr, or precision=no"
+            )
         if done % self.every:
             return
         values = self._mean({"loss": float(loss.detach()), **{k: float(v) for k, v in parts.items()}})
