@@ -10,7 +10,7 @@ from evalkit.metrics.texture import TEXTURE
 from evalkit.metrics.waveform import ALIGNED, WAVEFORM
 
 METRICS = (*SPECTRAL, *TEXTURE, *WAVEFORM, *ALIGNED, *RATE, *CODES, *COST)
-HEADLINE = (SPECTRAL[0], "mr_stft@pwg", "mse_db", "aligned_si_sdr", "bandwidth_khz")
+HEADLINE = (SPECTRAL[0], "modulation_distance", "gv_ratio", "mse_db", "bandwidth_khz")
 
 
 def reconstruction(dataset: str, prepare: Prepare, summary: str) -> Task:
