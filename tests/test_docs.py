@@ -38,6 +38,7 @@ HEADLINES = {"docs/add-a-task.md": 15, "docs/add-a-codec.md": 12, "docs/add-a-me
 PROSE = {
     "docs/design/statistics.md": "formulae and tables; its numbers are printed by tests/test_statistics.py",
     "docs/datasets.md": "its download lines are checked and not run",
+    "docs/tokenizer/comparison.md": "written by tokenizer/compare.py; tests/test_compare.py runs it",
 }
 SLOW = {"README.md"}
 ON_DATA = re.compile(r"data_root=\"data\"|--data-root data\b|EVALKIT_DATA=data\b")
