@@ -7,7 +7,6 @@ machine; one on an existing engine needs the same two methods and a file system 
 
 from __future__ import annotations
 
-import os
 import pickle
 import signal
 import sys
@@ -94,8 +93,6 @@ class Pool:
 def _start_worker(preload: tuple[str, ...]) -> None:
     # Ctrl-C reaches the whole process group; the parent alone decides what to do with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # One thread a worker: workers are the parallelism, and the last bits of a result must not depend on --jobs.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from evalkit.registry import load_file
 
     for path in preload:

@@ -49,7 +49,9 @@ def _latents(clip: Clip) -> np.ndarray:
 @functools.cache
 def _vae() -> SoundTokenizer:
     from tokenizer.codec import SoundTokenizer, find_folder
+    from tokenizer.systems import one_thread
 
+    one_thread()
     try:
         folder = find_folder("vae")
     except Unavailable as error:

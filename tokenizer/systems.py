@@ -28,6 +28,14 @@ PAPER = (
 LICENCE = "Apache-2.0 (code and shipped weights; the training data's licences are in the model card)"
 
 
+def one_thread() -> None:
+    """Let torch work on one thread in this process: the harness' workers are the parallelism, and the last bits of a
+    result must depend neither on how many there are nor on the machine's cores."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 class _Trained:
     """What the systems of one trained model share."""
 
@@ -36,6 +44,7 @@ class _Trained:
     def __init__(self, model: str, vocoder: str | None) -> None:
         from tokenizer.codec import SoundTokenizer, find_folder
 
+        one_thread()
         self._folder: Path = find_folder(model)
         self._tokenizer: SoundTokenizer = SoundTokenizer.from_pretrained(self._folder, vocoder=vocoder)
         self.vocoder = self._tokenizer.config.vocoder
@@ -221,6 +230,7 @@ class CopySynthesis:
     def __init__(self, vocoder: str = "griffin-lim") -> None:
         from tokenizer.codec import SoundTokenizer, TokenizerConfig
 
+        one_thread()
         self._tokenizer = SoundTokenizer(TokenizerConfig(quantizer=None, decoder=None, vocoder=vocoder))
         self.vocoder = vocoder
         self.sample_rate = self._tokenizer.sample_rate
