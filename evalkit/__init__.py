@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -23,6 +24,9 @@ _HOME = {
     "system": "evalkit.registry",
     "metric": "evalkit.registry",
     "corpus_metric": "evalkit.registry",
+    "CorpusValue": "evalkit.registry",
+    "embedder": "evalkit.registry",
+    "recogniser": "evalkit.registry",
     "task": "evalkit.registry",
     "dataset": "evalkit.registry",
 }
@@ -39,16 +43,23 @@ def __dir__() -> list[str]:
     return [*globals(), *_HOME]
 
 
+if importlib.util.find_spec("torchaudio") is not None:
+    # Beside a CPU build of torch its presence breaks transformers and peft, unless this comes before them.
+    from evalkit import torchaudio_shim
+
+    torchaudio_shim.install()
+
 if TYPE_CHECKING:
     from evalkit.audio import Clip, Prepare, read_clip, write_clip
     from evalkit.cost import Cost
     from evalkit.datasets import DatasetInfo, Item, Layout
     from evalkit.errors import EvalkitError, NotApplicable
-    from evalkit.registry import Task, corpus_metric, dataset, metric, system, task
+    from evalkit.registry import CorpusValue, Task, corpus_metric, dataset, embedder, metric, recogniser, system, task
     from evalkit.tokens import Tokens
 
 __all__ = [
     "Clip",
+    "CorpusValue",
     "Cost",
     "DatasetInfo",
     "EvalkitError",
@@ -61,8 +72,10 @@ __all__ = [
     "__version__",
     "corpus_metric",
     "dataset",
+    "embedder",
     "metric",
     "read_clip",
+    "recogniser",
     "system",
     "task",
     "write_clip",

@@ -11,6 +11,8 @@ def why_not(info: MetricInfo, domain: str, sample_rate: int | None, seconds: flo
         return f"{info.name} is defined for {' and '.join(info.domains)}, this is {domain}"
     if info.sample_rates is not None and sample_rate is not None and sample_rate not in info.sample_rates:
         return f"{info.name} is defined at {', '.join(map(str, info.sample_rates))} Hz, this is {sample_rate} Hz"
+    if sample_rate is not None and sample_rate < info.min_sample_rate:
+        return f"{info.name} judges audio of at least {info.min_sample_rate} Hz, this is {sample_rate} Hz"
     if seconds is not None and seconds < info.min_seconds:
         return f"{info.name} needs at least {info.min_seconds:g} s, the clip has {seconds:.3g} s"
     if seconds is not None and info.max_seconds is not None and seconds > info.max_seconds:

@@ -7,14 +7,24 @@ from typing import Any
 
 from evalkit import registry
 from evalkit.applicability import why_not
-from evalkit.registry import Kind, MetricInfo, Task
+from evalkit.errors import UsageError
+from evalkit.registry import Domain, Kind, MetricInfo, Task
+from evalkit.weights import present
 
 _HEADS: dict[Kind, tuple[str, ...]] = {
     "tasks": ("task", "data set", "headline metric", "metrics", "summary"),
     "systems": ("system", "role", "domains", "summary"),
     "metrics": ("metric", "unit", "better", "level", "group", "summary"),
     "datasets": ("data set", "version", "domain", "licence", "summary"),
+    "embedders": ("embedder", "version", "Hz", "window", "hop", "dimension", "weights", "summary"),
+    "recognisers": ("recogniser", "version", "Hz", "language", "weights", "summary"),
+    "backends": ("backend", "version", "packages", "summary"),
 }
+
+MATRIX = ("metric", "better", "speech", "music", "sound", "needs", "least Hz", "seconds", "level")
+"""Column names of the applicability matrix."""
+
+DOMAINS: tuple[Domain, ...] = ("speech", "music", "sound")
 
 
 def head(kind: Kind) -> tuple[str, ...]:
@@ -31,7 +41,49 @@ def rows(kind: Kind) -> list[tuple[str, ...]]:
         return [(_usage(s), s.role, ", ".join(s.domains) if s.domains else "all", s.summary) for s in found]
     if kind == "metrics":
         return [(m.name, m.unit, m.direction, m.level, m.group, m.summary) for m in found]
+    if kind == "embedders":
+        return [
+            (
+                e.name,
+                e.version,
+                str(e.sample_rate),
+                _seconds(e.window_s, "clip"),
+                _seconds(e.hop_s, "-"),
+                str(e.dimension),
+                _weights(e),
+                e.summary,
+            )
+            for e in found
+        ]
+    if kind == "recognisers":
+        return [(r.name, r.version, str(r.sample_rate), r.language, _weights(r), r.summary) for r in found]
+    if kind == "backends":
+        return [(b.name, b.version, ", ".join(b.packages) or "none", b.summary) for b in found]
     return [(d.name, d.version, d.domain, d.licence, d.summary) for d in found]
+
+
+def _seconds(value: float | None, otherwise: str) -> str:
+    return otherwise if value is None else f"{value:g} s"
+
+
+def _weights(info: Any) -> str:
+    """``none``, or each with whether it is there."""
+    found = present(info.weights)
+    return ", ".join(f"{name} ({'here' if there else 'absent'})" for name, there in found.items()) or "none"
+
+
+def matrix() -> list[tuple[str, ...]]:
+    """One row a metric: where it applies, what it needs, from the declarations alone."""
+    rows = []
+    for name in registry.names("metrics"):
+        info: MetricInfo = registry.get("metrics", name)
+        applies = ["yes" if info.domains is None or d in info.domains else "no" for d in DOMAINS]
+        most = f" to {info.max_seconds:g}" if info.max_seconds else ""
+        seconds = f"{info.min_seconds:g}{most}" if info.min_seconds or most else "any"
+        rates = "/".join(map(str, info.sample_rates or ())) or (str(info.min_sample_rate or "") or "any")
+        better = {"lower": "lower", "higher": "higher", "none": "-"}[info.direction]
+        rows.append((info.name, better, *applies, ", ".join(info.needs), rates, seconds, info.level))
+    return rows
 
 
 def _usage(info: Any) -> str:
@@ -47,12 +99,28 @@ def _usage(info: Any) -> str:
 def explain_metric(name: str, task: str | None = None) -> str:
     """A metric's declaration and docstring; with a task (or data set), whether it applies there.
 
+    A group (``dnsmos``) or the common start of several names (``fad``) stands for all of them.
+
     Raises:
         UsageError: an unknown metric or task.
     """
-    from evalkit.work import load_metric, metric_id
+    from evalkit.work import load_metric
 
-    info = load_metric(name)
+    try:
+        infos = [load_metric(name)]
+    except UsageError:
+        every = [registry.get("metrics", n) for n in registry.names("metrics")]
+        infos = [
+            i for i in every if name == i.group or i.name.partition("@")[0] == name or i.name.startswith(f"{name}_")
+        ]
+        if not infos:
+            raise
+    return "\n\n\n".join(_explained(info, name if len(infos) == 1 else info.name, task) for info in infos)
+
+
+def _explained(info: MetricInfo, name: str, task: str | None) -> str:
+    from evalkit.work import metric_id
+
     better = {"lower": "lower is better", "higher": "higher is better", "none": "neither direction is better"}
     lines = [
         f"{info.name} ({metric_id(info)})",
@@ -64,9 +132,14 @@ def explain_metric(name: str, task: str | None = None) -> str:
         f"level        {info.level}" + ("" if info.level == "sample" else " (one value for all clips, no ranks)"),
         f"needs        {', '.join(info.needs)}",
         f"domains      {', '.join(info.domains) if info.domains else 'all'}",
-        f"sample rates {', '.join(f'{r} Hz' for r in info.sample_rates) if info.sample_rates else 'any'}",
+        f"sample rates {_rates(info)}",
         f"durations    from {info.min_seconds:g} s" + (f" to {info.max_seconds:g} s" if info.max_seconds else ""),
+        *([f"short clips  {info.short_clips}"] if info.short_clips else []),
         f"range        {info.range[0]:g} .. {info.range[1]:g}",
+        *([f"weights      {_weights(info)}"] if info.weights else []),
+        *([f"trained on   {', '.join(info.trained_on)}"] if info.trained_on else []),
+        *([f"worsens with {', '.join(info.worsens_with)} (`evalkit selftest` checks it)"] if info.worsens_with else []),
+        *([f"blind to     {', '.join(info.invariant_to)}"] if info.invariant_to else []),
         f"repeatable   {'the same value on every run' if info.deterministic else 'no: differs between runs'}",
     ]
     if task:
@@ -76,12 +149,23 @@ def explain_metric(name: str, task: str | None = None) -> str:
     return "\n".join(lines)
 
 
+def _rates(info: MetricInfo) -> str:
+    if info.sample_rates:
+        return ", ".join(f"{r} Hz" for r in info.sample_rates)
+    return f"at least {info.min_sample_rate} Hz" if info.min_sample_rate else "any"
+
+
 def _on_task(info: MetricInfo, spec: str, task: Task) -> str:
     """One sentence: applies, or the reason why not, from the declarations."""
     from evalkit.datasets.load import find
     from evalkit.spec import parse_spec
 
     data = find(parse_spec(task.dataset).name)
+    if task.capability == "caption":
+        if not info.of_text and {"estimate", "tokens", "cost"} & set(info.needs):
+            return f"{task.name}: n/a: {info.name} compares audio, this task asks for text"
+    elif info.of_text or "candidate" in info.needs:
+        return f"{task.name}: n/a: {info.name} scores text, this task asks for audio"
     cause = why_not(info, data.domain, task.prepare.sample_rate, task.prepare.seconds)
     used = "" if info.name in task.metrics else f" (not among the task's own metrics; --metric {spec} adds it)"
     return (

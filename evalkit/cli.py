@@ -15,6 +15,7 @@ import click
 
 from evalkit import __version__
 from evalkit.errors import EvalkitError, UsageError
+from evalkit.registry import KINDS
 from evalkit.spec import split_specs
 
 if TYPE_CHECKING:
@@ -171,6 +172,12 @@ def _request_options(command: Any) -> Any:
                 default="unseen",
                 show_default=True,
                 help="Leave out the clips that any of the systems was trained on, or keep all and say so.",
+            ),
+            click.option(
+                "--backend",
+                metavar="NAME",
+                default=None,
+                help="Score with this isolated backend's own measures where it has them (aac-metrics).",
             ),
             click.option("--keep-audio", is_flag=True, help="Keep the decoded audio in the run directory."),
         ]
@@ -362,19 +369,23 @@ def _say(outcome: Any) -> None:
 
 
 @cli.command("list")
-@click.argument("kind", type=click.Choice(["tasks", "systems", "metrics", "datasets"]))
+@click.argument("kind", type=click.Choice([*KINDS, "applicability"]))
 @JSON
 def list_(kind: Any, as_json: bool) -> None:
-    """What there is: tasks, systems, metrics or datasets, plug-ins included."""
-    from evalkit.catalogue import head, rows
+    """What there is, plug-ins included: tasks, systems, metrics, datasets, embedders, recognisers, backends.
 
-    found = rows(kind)
+    applicability: where each metric applies, by domain, sample rate and duration.
+    """
+    from evalkit import catalogue
+
+    matrix = kind == "applicability"
+    head, found = (catalogue.MATRIX, catalogue.matrix()) if matrix else (catalogue.head(kind), catalogue.rows(kind))
     if as_json:
-        print(json.dumps([dict(zip(head(kind), r, strict=True)) for r in found], indent=1))
+        print(json.dumps([dict(zip(head, r, strict=True)) for r in found], indent=1))
     else:
         from evalkit.terminal import show_columns
 
-        show_columns("", head(kind), found)
+        show_columns("", head, found)
 
 
 @cli.command()
@@ -396,6 +407,75 @@ def doctor() -> None:
     findings = examine()
     show_columns("", ("", "what", "finding"), [(f.mark, f.name, f.detail) for f in findings])
     sys.exit(1 if any(f.mark == "FAIL" for f in findings) else 0)
+
+
+@cli.command()
+@click.option(
+    "--metric", "metrics", type=_Lists(), multiple=True, help="Metrics (names or mine.py:function; default: all)."
+)
+@click.option(
+    "--clips",
+    type=_Lists(),
+    multiple=True,
+    help="Data sets to draw clips from (default: scenes and what the data root holds of the others).",
+)
+@DATA_ROOT
+@click.option(
+    "--limit", type=click.IntRange(1), default=None, help="Clips of each data set (default: 12 scenes, else 6)."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the degradations.")
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs/selftest"),
+    show_default=True,
+    help="Folder of selftest.json, selftest.md and selftest.html.",
+)
+@JOBS
+@TIMEOUT
+@click.option("--record", is_flag=True, help="Write the verdicts into the package, where they are shipped from.")
+def selftest(
+    metrics: Any,
+    clips: Any,
+    data_root: str | None,
+    limit: int | None,
+    seed: int,
+    out: Path,
+    jobs: int,
+    timeout: float,
+    record: bool,
+) -> None:
+    """Hold every metric against what it declares, on degradations of known severity.
+
+    Exit code 2 when a metric fails its own declaration. Tables flag it from then on; a run with a --limit below the
+    default number of clips is a trial, whose verdicts are not kept.
+    """
+    from evalkit import progress
+    from evalkit import selftest as tests
+    from evalkit.terminal import show_columns
+
+    outcome = tests.selftest(
+        _joined(metrics) or None,
+        _joined(clips) or None,
+        seed=seed,
+        data_root=data_root,
+        limit=limit,
+        jobs=jobs,
+        timeout=timeout,
+        progress=progress.make(),
+    )
+    show_columns("", ("metric", "verdict", "why"), [(m.name, m.verdict, m.reason) for m in outcome.metrics])
+    for note in outcome.notes:
+        print(f"note: {note}")
+    for path in tests.write(outcome, out):
+        print(f"wrote {path}")
+    if limit is None or limit >= max(tests.DEFAULT_CLIPS.values()):
+        for path in (tests.own_verdicts(), *([tests.SHIPPED] if record else [])):
+            tests.keep(outcome, path)
+    elif record:
+        raise UsageError(f"verdicts on {limit} clips are not recorded: leave out --limit")
+    sys.exit(outcome.exit_code)
 
 
 @cli.command()
@@ -540,3 +620,88 @@ def cache_explain(directory: Path, system: str | None, clip: str | None, as_json
             ("task", "system", "clips", "verdict", "why"),
             [(t, s, str(n), v, w) for (t, s, v, w), n in tally.items()],
         )
+
+
+@cli.group()
+def backend() -> None:
+    """Isolated environments for packages that cannot share this one."""
+
+
+@backend.command("list")
+@JSON
+@click.option("--pins", metavar="NAME", default=None, help="Only print the pinned requirements of NAME, one a line.")
+def backend_list(as_json: bool, pins: str | None) -> None:
+    """The backends there are, and which are installed."""
+    from evalkit import registry
+    from evalkit.backends.install import status
+    from evalkit.terminal import show_columns
+
+    if pins is not None:
+        for package in registry.get("backends", pins).packages:
+            print(package.removeprefix("--no-deps "))  # a requirements file takes no such option
+        return
+    found = [status(registry.get("backends", name)) for name in registry.names("backends")]
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    rows = [(s["name"], s["version"], s["state"], s["python"], s["summary"], s["needs"]) for s in found]
+    show_columns("", ("backend", "version", "state", "Python", "summary", "needs"), rows)
+
+
+@backend.command("install")
+@click.argument("name")
+@click.option("--python", metavar="EXE", default=None, help="Interpreter to build it with (default: this one).")
+@click.option(
+    "--wheels",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Install from this folder of wheels and ask no index.",
+)
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(exists=True, path_type=Path),
+    default=None,
+    help="Folder or archive with what is no package (spice: CoreNLP 3.6.0) instead of the network.",
+)
+def backend_install(name: str, python: str | None, wheels: Path | None, source: Path | None) -> None:
+    """Build the environment of a backend, or leave it alone where it is there."""
+    from evalkit import registry
+    from evalkit.backends.install import install
+
+    info = registry.get("backends", name)
+    tell = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    folder = install(info, python=python, wheels=wheels, source=source, tell=tell)
+    print(f"{name} {info.version}: ready in {folder}")
+
+
+@backend.command("check")
+@click.argument("name")
+@JSON
+def backend_check(name: str, as_json: bool) -> None:
+    """Start a backend, compare its versions with the pins, and let it check itself."""
+    from evalkit.backends.client import check as check_backend
+    from evalkit.errors import NotApplicable
+
+    try:
+        found = check_backend(name)
+    except NotApplicable as error:
+        raise UsageError(str(error)) from error
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    print(f"{name} {found['version']}: ok in {found['seconds']:.1f} s, Python {found['python']}")
+    print(f"methods: {', '.join(found['methods'])}")
+    if found["check"] is not None:
+        print(f"its own check: {json.dumps(found['check'])}")
+
+
+@backend.command("remove")
+@click.argument("name")
+def backend_remove(name: str) -> None:
+    """Delete the environment of a backend."""
+    from evalkit import registry
+    from evalkit.backends.install import remove
+
+    print(f"{name}: {'removed' if remove(registry.get('backends', name)) else 'was not installed'}")

@@ -211,7 +211,7 @@ def _torch() -> str:
 
 def _plugins() -> Iterator[Finding]:
     kind: registry.Kind
-    for kind in ("tasks", "systems", "metrics", "datasets"):
+    for kind in registry.KINDS:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:

@@ -12,8 +12,8 @@ from typing import Any
 from evalkit import execute
 from evalkit.plan import Cell, Plan, Request, load_user_files, make_plan
 from evalkit.record import RunDirectory
-from evalkit.run import default_directory
-from evalkit.work import PredictUnit, ScoreUnit, load_metric, metric_id, predict, score
+from evalkit.run import default_directory, predict_unit
+from evalkit.work import ScoreUnit, load_metric, metric_id, predict, score
 
 PROBE_TIMEOUT = 60.0
 
@@ -104,7 +104,7 @@ def _line(cells: Sequence[Cell], directory: RunDirectory, workers: execute.Execu
         return Line(cell.task.name, name, n, m, 0, 0, None, cell.error or f"n/a: {cell.not_applicable}", seeds)
     done = directory.predictions()
     scores = directory.scores()
-    wanted = {metric_id(load_metric(s)) for s in cell.task.metrics}
+    wanted = {metric_id(load_metric(s)) for s in cell.task.metrics if not load_metric(s).of_text}
     todo = [
         (c, i)
         for c in cells
@@ -122,7 +122,7 @@ def _probe(cell: Cell, i: int, workers: execute.Executor, scratch: str) -> tuple
     """Seconds for one clip, the second time round: the first loads the system."""
     assert cell.task.task is not None
     prepare, item, key = cell.task.task.prepare, cell.task.items[i], cell.keys[i]
-    unit = PredictUnit(scratch, cell.system["spec"], (item,), (key,), prepare, cell.seed)
+    unit = predict_unit(scratch, cell, [i])
     try:
         started = 0.0
         for _ in range(2):
@@ -141,7 +141,7 @@ def _probe(cell: Cell, i: int, workers: execute.Executor, scratch: str) -> tuple
                     cell.seed,
                     cell.task.domain,
                     record,
-                    cell.task.metrics,
+                    tuple(m for m in cell.task.metrics if not load_metric(m).of_text),
                 ),
                 PROBE_TIMEOUT,
             ).result()

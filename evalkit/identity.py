@@ -134,8 +134,18 @@ def _collect_value(value: Any, key: str, package: str, names: set[str], seen: di
     elif inspect.isclass(value) or callable(value):
         if (getattr(value, "__module__", None) or "").partition(".")[0] == package:
             _collect(value, seen)
+    elif isinstance(value, (dict, list, set)) and _is_state(key.rpartition(":")[2]):
+        pass  # a cache or a registry fills up while the program runs: it is no constant
     elif isinstance(value, (np.ndarray, str, int, float, bool, bytes, tuple, list, dict, frozenset, set, type(None))):
         seen[key] = _constant(value, package, seen)
+
+
+def _is_state(name: str) -> bool:
+    """
+    >>> _is_state("_loaded"), _is_state("_BANDS"), _is_state("levels")
+    (True, False, False)
+    """
+    return name.startswith("_") and not name.isupper()
 
 
 def _constant(value: Any, package: str, seen: dict[str, Any]) -> Any:

@@ -191,6 +191,9 @@ def task_rows(table: Table) -> dict[str, Any]:
                         "missing": missing,
                         "reason": c.reason,
                         "note": c.note,
+                        "flags": "; ".join(c.flags),
+                        "detail": "; ".join(f"{k} {v}" for k, v in c.detail.items()),
+                        "floor": c.floor,
                     }
                 )
                 if several:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,22 @@ from evalkit.table import LEVEL, REPLICATES, STATISTICS_SEED, Cell, Column, Row,
 from evalkit.text import code, decimals_for, escape_markdown, number, safe_name, with_interval
 
 ARROWS = {"lower": "↓", "higher": "↑", "none": ""}
+FLAG = "⚠"
+WORST = 3
+"""Clips of a system that are listed as adding most to a distance."""
+
 GROUPS = {
     "spectral": "Spectral distance",
+    "speech": "Speech quality, against the original",
+    "dnsmos": "Speech quality, predicted without the original",
+    "mos": "Predicted quality",
+    "visqol": "ViSQOL",
+    "captions": "Words and what they say",
+    "semantic": "Meaning and fluency, by models",
+    "vocabulary": "Vocabulary and length",
+    "words": "Words",
+    "speaker": "Speaker",
+    "distribution": "Distance between distributions",
     "waveform": "Waveform, as it is",
     "aligned": "Waveform, after delay, gain and polarity compensation",
     "rate": "Rate",
@@ -30,8 +45,9 @@ def render_task(table: Table, published: Sequence[Mapping[str, Any]] = ()) -> st
         lines += _differences(table)
     shown = [c for c in table.columns if c.deterministic]
     for group in dict.fromkeys(c.group for c in shown):
-        lines += [f"## {escape_markdown(GROUPS.get(group, group.capitalize()))}", ""]
-        lines += [*_grid(table, [c for c in shown if c.group == group]), ""]
+        lines += [f"## {escape_markdown(GROUPS.get(group, group.capitalize()))}", "", *_section(table, shown, group)]
+    lines += [*_flags(table, shown), *_details(table, shown), *_worst(table, shown)]
+    shown = [c for c in shown if _has_value(table, c)]
     lines += [*_noise(table, shown), *_why(table, shown), *_refused(table), *_systems(table)]
     lines += [*_published(published), *_footer(table)]
     return "\n".join(lines).rstrip() + "\n"
@@ -116,6 +132,8 @@ def _legend(table: Table, ranks: bool = True) -> list[str]:
     text += "clips scored/failed/n.a./missing. ↓ lower is better, ↑ higher is better."
     if any(len(r.seeds) > 1 for r in table.rows):
         text += " Where several noise seeds are named, a clip's value is its mean over them, if each gave one."
+    if any(c.flags for r in table.rows for c in r.cells.values()) or any(r.contaminated for r in table.rows):
+        text += f" {FLAG} flagged: see Flags."
     notes = sorted({c.note for r in table.rows for c in r.cells.values() if c.note})
     notes += sorted({f"{col.name}: {n}" for col in table.columns for n in col.notes})
     lines = [text]
@@ -142,11 +160,140 @@ def _grid(
         cells += [_cell(row.cells[c.name], ranks and c.level == "sample") for c in columns]
         cells += [_published_cell(published, row.result["system"]["spec"], m) for m in extra]
         lines.append("| " + " | ".join(cells) + " |")
+    floors = [_floor(table, c.name) for c in columns]
+    if any(floors):
+        lines.append(
+            "| "
+            + " | ".join([f"*{FLOOR_ROW}*"] + (["–"] if rate else []) + [f or "–" for f in floors] + [""] * len(extra))
+            + " |"
+        )
     measured = {r.result["system"]["spec"] for r in table.rows}
     for system in dict.fromkeys(p["system"] for p in published if p["system"] not in measured):
         cells = [f"*{escape_markdown(system)}* (published)"] + (["–"] if rate else []) + ["–"] * len(columns)
         lines.append("| " + " | ".join(cells + [_published_cell(published, system, m) for m in extra]) + " |")
     return lines
+
+
+FLOOR_ROW = "reference v. reference"
+
+
+def _floor(table: Table, name: str) -> str:
+    """The measure between two halves of the reference: of the system with the most clips, as some may lack a few."""
+    cells = [c for r in table.rows if (c := r.cells[name]).floor is not None]
+    best = max(cells, key=lambda c: c.coverage[0], default=None)
+    return f"{number(best.floor)}<br>halves" if best is not None and best.floor is not None else ""
+
+
+def _has_value(table: Table, column: Column) -> bool:
+    return any(r.cells[column.name].value is not None for r in table.rows)
+
+
+def _section(table: Table, shown: Sequence[Column], group: str) -> list[str]:
+    """The grid of one group. Columns in which no system has a value are named below it, with the reason."""
+    columns = [c for c in shown if c.group == group]
+    lines: list[str] = []
+    if any(_has_value(table, c) for c in columns):
+        lines += [*_grid(table, [c for c in columns if _has_value(table, c)]), ""]
+    empty: dict[str, list[str]] = {}
+    for c in columns:
+        if not _has_value(table, c):
+            reasons = Counter(r.cells[c.name].reason for r in table.rows)
+            why = max(sorted(reasons), key=lambda r: reasons[r])
+            empty.setdefault(why.replace(c.name, "it"), []).append(c.name)
+    for why, names in empty.items():
+        lines.append(f"- {', '.join(escape_markdown(n) for n in names)}: {escape_markdown(why)}")
+    return [*lines, ""] if empty else lines
+
+
+def _flags(table: Table, columns: Sequence[Column]) -> list[str]:
+    """Every flag of a shown value, with the systems and metrics that it is about."""
+    found: dict[str, dict[str, dict[str, None]]] = {}
+    for column in columns:
+        for row in table.rows:
+            for flag in row.cells[column.name].flags:
+                found.setdefault(flag, {}).setdefault(column.name, {})[row.label] = None
+    lines = []
+    for row in table.rows:
+        if row.contaminated:
+            lines.append(
+                f"- {code(row.label)}, all metrics: contaminated: trained on {row.contaminated:,} of the clips"
+            )
+    for flag, by_metric in found.items():
+        by_rows: dict[tuple[str, ...], list[str]] = {}
+        for name, labels in by_metric.items():
+            by_rows.setdefault(tuple(labels), []).append(name)
+        for who_all, names in by_rows.items():
+            valued = sum(1 for r in table.rows if any(r.cells[n].value is not None for n in names))
+            who = "all systems" if len(who_all) == valued and valued > 1 else ", ".join(code(x) for x in who_all)
+            lines.append(f"- {who}, {', '.join(escape_markdown(n) for n in names)}: {escape_markdown(flag)}")
+    if not lines:
+        return []
+    return [f"## Flags ({FLAG})", "", "Not to be read as they stand:", "", *lines, ""]
+
+
+def _details(table: Table, columns: Sequence[Column]) -> list[str]:
+    """What each value of a distance between distributions is of; equal ones are one line."""
+    found: dict[str, dict[str, dict[str, None]]] = {}
+    for column in columns:
+        for row in table.rows:
+            cell = row.cells[column.name]
+            if cell.value is not None and cell.detail:
+                text = ", ".join(f"{k} {_shown(v)}" for k, v in cell.detail.items())
+                found.setdefault(column.name, {}).setdefault(text, {})[row.label] = None
+        floors = [c for r in table.rows if (c := r.cells[column.name]).floor is not None]
+        if floors and floors[0].floor_detail:
+            text = f"*{FLOOR_ROW}*: {escape_markdown(floors[0].floor_detail)}"
+            found.setdefault(column.name, {}).setdefault(text, {})
+    if not found:
+        return []
+    lines = ["## What the distances are of", ""]
+    merged: dict[tuple[str, ...], list[str]] = {}
+    for name, texts in found.items():
+        valued = sum(1 for r in table.rows if r.cells[name].value is not None)
+        told = []
+        for text, labels in texts.items():
+            who = (
+                "" if not labels else "all systems: " if len(labels) == valued else ", ".join(map(code, labels)) + ": "
+            )
+            told.append(who + (text if not labels else escape_markdown(text)))
+        merged.setdefault(tuple(told), []).append(name)
+    for told_lines, names in merged.items():
+        lines += [f"- {', '.join(escape_markdown(n) for n in names)}", *(f"  - {t}" for t in told_lines)]
+    return [*lines, ""]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def _worst(table: Table, columns: Sequence[Column]) -> list[str]:
+    """The clips that add most to the first distance between distributions that says so."""
+    column = next((c for c in columns if any(r.cells[c.name].contributions for r in table.rows)), None)
+    if column is None:
+        return []
+    lines = []
+    for row in table.rows:
+        found = row.cells[column.name].contributions or ()
+        ranked = sorted(((x, i) for i, x in enumerate(found) if x is not None), key=lambda e: (-e[0], e[1]))
+        worst = [(x, i) for x, i in ranked[:WORST] if x > 0]
+        if worst:
+            ids = row.result["clips"]["id"]
+            lines.append(f"| {code(row.label)} | " + ", ".join(f"{code(ids[i])} {number(x)}" for x, i in worst) + " |")
+    if not lines:
+        return []
+    return [
+        "## Clips that add most to the distance",
+        "",
+        f"{escape_markdown(column.name)}, to first order: how much the distance would fall if the clip counted for "
+        "nothing (docs/design/distribution.md).",
+        "",
+        "| system | clips |",
+        "|---|---|",
+        *lines,
+        "",
+    ]
 
 
 def _heading(column: Column) -> str:
@@ -157,7 +304,8 @@ def _heading(column: Column) -> str:
 def _system_cell(row: Row) -> str:
     role = row.result["system"]["role"]
     seeds = f"<br>{len(row.seeds)} noise seeds" if len(row.seeds) > 1 else ""
-    return code(row.label) + ("" if role in ("codec", None) else f" *{role}*") + seeds
+    flag = f" {FLAG}" if row.contaminated else ""
+    return code(row.label) + flag + ("" if role in ("codec", None) else f" *{role}*") + seeds
 
 
 def rate_text(row: Row) -> str:
@@ -179,8 +327,11 @@ def _cell(cell: Cell, ranks: bool = True) -> str:
         text = with_interval(cell.value, cell.low, cell.high)
         if cell.note:
             text += " ‡"
+        if cell.flags:
+            text += f" {FLAG}"
     rank = f"#{cell.rank} {cell.letters}".strip() + " · " if ranks and cell.rank else ""
-    return f"{text}<br>{rank}{cell.coverage_text}"
+    size = f"<br>n {_shown(cell.detail['n'])}, d {_shown(cell.detail['d'])}" if {"n", "d"} <= cell.detail.keys() else ""
+    return f"{text}<br>{rank}{cell.coverage_text}{size}"
 
 
 def _published_cell(published: Sequence[Mapping[str, Any]], system: str, metric: str) -> str:

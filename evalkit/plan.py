@@ -38,6 +38,8 @@ class Request:
         metrics: extra metrics (names or ``path.py:function``) beside each task's own.
         baseline: spec of the system that paired differences are taken against; None for the first codec.
         keep_audio: keep decoded audio in the run.
+        backend: isolated backend whose own implementation, where there is one, takes the place of each task's metrics:
+            ``NAME@<backend>`` of ``NAME``.
     """
 
     tasks: tuple[str, ...]
@@ -50,6 +52,7 @@ class Request:
     keep_audio: bool = False
     seeds: int = 1
     clips: str = "unseen"
+    backend: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,10 +108,15 @@ def make_plan(request: Request, executor: Executor, *, timeout: float | None = 6
     """
     if request.seeds < 1:
         raise UsageError(f"seeds is {request.seeds}, expected at least 1")
+    if request.backend:
+        registry.get("backends", request.backend)
+        if not any(m.endswith(f"@{request.backend}") for m in registry.names("metrics")):
+            raise UsageError(f"backend {request.backend!r} has no metrics that could take the place of a task's own")
     if request.clips not in ("unseen", "all"):
         raise UsageError(f"clips is {request.clips!r}, expected unseen or all")
     chosen = expand_tasks(request.tasks)
     systems = resolve_systems(request.systems, executor, timeout)
+    chosen = _with_a_system(chosen, request.tasks, systems)
     trained_on = {s["name"]: s.pop("trained_on") for s in systems if s.get("trained_on")}
     tasks = tuple(plan_task(task, request, trained_on) for task in chosen)
     if request.baseline and not any(request.baseline in (s["spec"], s["name"]) for s in systems):
@@ -117,6 +125,20 @@ def make_plan(request: Request, executor: Executor, *, timeout: float | None = 6
         make_cell(t, s, seed) for t in tasks if not t.error for s in systems for seed in noise_seeds(s, request)
     )
     return Plan(tasks, systems, cells)
+
+
+def _with_a_system(tasks: list[Task], asked: Sequence[str], systems: Sequence[Mapping[str, Any]]) -> list[Task]:
+    """Leave out tasks that no system can do, where only their data set was named: the others of it are meant."""
+    by_name = {parse_spec(text).name for text in asked}
+    able = [s for s in systems if "error" not in s]
+    kept = []
+    for task in tasks:
+        own = parse_spec(task.name).name
+        siblings = [t for t in tasks if parse_spec(t.name).name.rpartition("-")[0] == own.rpartition("-")[0]]
+        others = any(_able(s, t.capability) for s in able for t in siblings)
+        if own in by_name or not others or any(_able(s, task.capability) for s in able):
+            kept.append(task)
+    return kept
 
 
 def load_user_files(request: Request) -> None:
@@ -178,7 +200,7 @@ def plan_task(task: Task, request: Request, trained_on: Mapping[str, Mapping[str
 
     ``trained_on``: by system, the ids of the clips that it was trained on, by data set.
     """
-    metrics = tuple(dict.fromkeys((*task.metrics, *request.metrics)))
+    metrics = tuple(dict.fromkeys((*(_twin(m, request.backend) for m in task.metrics), *request.metrics)))
     try:
         infos = [load_metric(m) for m in metrics]
     except EvalkitError as error:
@@ -205,6 +227,8 @@ def plan_task(task: Task, request: Request, trained_on: Mapping[str, Mapping[str
             content.sources[i.id] if i.make is None else digest([content.sources[i.id], source_hash(i.make)])
             for i in items
         ]
+        if task.capability == "caption":  # what is scored is the references: they are part of the content
+            sources = [digest([s, dict(i.labels)]) for i, s in zip(items, sources, strict=True)]
     except UsageError:
         raise
     except Exception as error:
@@ -233,7 +257,9 @@ def plan_task(task: Task, request: Request, trained_on: Mapping[str, Mapping[str
         "prepare": task.prepare.identity(),
         "reader": reader_hash(),
     }
+    contaminated = {} if request.clips == "unseen" else {n: sum(i.id in ids for i in items) for n, ids in seen.items()}
     about = {
+        "contaminated": {name: count for name, count in contaminated.items() if count},
         "summary": task.summary,
         "dataset": data.info.name,
         "dataset_summary": data.info.summary,
@@ -243,9 +269,14 @@ def plan_task(task: Task, request: Request, trained_on: Mapping[str, Mapping[str
         "notes": notes,
         "prepare": task.prepare.describe(),
         "generated": data.info.generated,
-        "headline": list(task.headline or task.metrics[:3]),
+        "headline": [_twin(m, request.backend) for m in task.headline or task.metrics[:3]],
     }
     return TaskPlan(task.name, task, tuple(items), tuple(sources), metrics, data.info.domain, identity, about)
+
+
+def _twin(name: str, backend: str | None) -> str:
+    twin = f"{name}@{backend}"
+    return twin if backend and twin in registry.names("metrics") else name
 
 
 def select(items: Sequence[Item], limit: int | None) -> list[Item]:
@@ -297,7 +328,9 @@ def make_cell(task: TaskPlan, system: dict[str, Any], seed: int) -> Cell:
     assert task.task is not None
     if "error" in system:
         return Cell(task, system, seed, (), {}, {}, error=system["error"])
+    whole_set = "captions" in system["capabilities"] and task.task.capability == "caption"
     parts = {
+        **({"set": digest(list(task.sources))} if whole_set else {}),
         "prepare": digest(task.identity["prepare"]),
         "reader": task.identity["reader"],
         "capability": task.task.capability,
@@ -309,10 +342,16 @@ def make_cell(task: TaskPlan, system: dict[str, Any], seed: int) -> Cell:
     return Cell(task, system, seed, keys, parts, identity, not_applicable=_why_not(task, system, task.task.capability))
 
 
+def _able(system: Mapping[str, Any], capability: str) -> bool:
+    has = set(system["capabilities"])
+    if capability == "reconstruct":
+        return {"encode", "decode"} <= has or "reconstruct" in has
+    return bool(has & {"caption", "captions"}) if capability == "caption" else capability in has
+
+
 def _why_not(task: TaskPlan, system: dict[str, Any], capability: str) -> str:
     has = set(system["capabilities"])
-    able = {"encode", "decode"} <= has or "reconstruct" in has if capability == "reconstruct" else capability in has
-    if not able:
+    if not _able(system, capability):
         return f"{system['name']} cannot {capability} (it can: {', '.join(sorted(has)) or 'nothing'})"
     if system["domains"] and task.domain not in system["domains"]:
         return f"{parse_spec(system['spec']).name} is made for {' and '.join(system['domains'])}, this is {task.domain}"
@@ -320,10 +359,10 @@ def _why_not(task: TaskPlan, system: dict[str, Any], capability: str) -> str:
 
 
 def request_json(request: Request) -> dict[str, Any]:
-    """The request as JSON values. ``seeds`` and ``clips`` are there where they are not the default: requests without
-    them keep their directory's name."""
+    """The request as JSON values. ``seeds``, ``clips`` and ``backend`` are there where they are not the default:
+    requests without them keep their directory's name."""
     value = dataclasses.asdict(request)
-    for name in ("seeds", "clips"):
+    for name in ("seeds", "clips", "backend"):
         if value[name] == Request.__dataclass_fields__[name].default:
             del value[name]
     return value

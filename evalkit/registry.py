@@ -1,8 +1,10 @@
-"""The four registries (tasks, systems, metrics, datasets), their decorators, and lazy loading of plug-ins.
+"""The registries (tasks, systems, metrics, datasets, and what metrics are made with: embedders, recognisers, backends),
+their decorators, and lazy loading of plug-ins.
 
 Built-ins are modules named below by string and imported when first asked for. Third-party packages declare entry points
-in the groups ``evalkit.tasks``, ``evalkit.systems``, ``evalkit.metrics`` and ``evalkit.datasets``; an entry point names
-a module (its decorators register) or a decorated object. A plug-in that fails to import is a warning that names it.
+in the groups ``evalkit.tasks``, ``evalkit.systems``, ``evalkit.metrics``, ``evalkit.datasets``, ``evalkit.embedders``,
+``evalkit.recognisers`` and ``evalkit.backends``; an entry point names a module (its decorators register) or a decorated
+object. A plug-in that fails to import is a warning that names it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -22,7 +24,8 @@ from typing import Any, Literal, get_args
 from evalkit.audio import Prepare
 from evalkit.errors import EvalkitError, UsageError
 
-Kind = Literal["tasks", "systems", "metrics", "datasets"]
+Kind = Literal["tasks", "systems", "metrics", "datasets", "embedders", "recognisers", "backends"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Domain = Literal["speech", "music", "sound"]
 Direction = Literal["lower", "higher", "none"]
 
@@ -35,12 +38,25 @@ BUILTIN: dict[Kind, tuple[str, ...]] = {
         "evalkit.systems.codec2",
         "evalkit.systems.encodec",
         "evalkit.systems.files",
+        "evalkit.systems.captions",
         "tokenizer.systems",
     ),
     "metrics": (
         "evalkit.metrics.waveform",
         "evalkit.metrics.spectral",
         "evalkit.metrics.texture",
+        "evalkit.metrics.speech",
+        "evalkit.metrics.dnsmos",
+        "evalkit.metrics.mos",
+        "evalkit.metrics.visqol",
+        "evalkit.metrics.words",
+        "evalkit.metrics.speaker",
+        "evalkit.metrics.distribution",
+        "evalkit.metrics.captions",
+        "evalkit.metrics.spice",
+        "evalkit.metrics.aac_metrics",
+        "evalkit.metrics.semantic",
+        "evalkit.metrics.caption_labels",
         "evalkit.metrics.rate",
         "evalkit.metrics.cost",
         "tokenizer.metrics",
@@ -52,9 +68,30 @@ BUILTIN: dict[Kind, tuple[str, ...]] = {
         "evalkit.datasets.fma",
         "evalkit.datasets.librispeech",
         "evalkit.datasets.fsdd",
+        "evalkit.datasets.clotho",
+        "evalkit.datasets.audiocaps",
         "evalkit.datasets.folder",
     ),
-    "tasks": ("tasks.reconstruction",),
+    "tasks": ("tasks.reconstruction", "tasks.captioning"),
+    "embedders": (
+        "evalkit.embedders.mel_stats",
+        "evalkit.embedders.yamnet",
+        "evalkit.embedders.clap",
+        "evalkit.embedders.encodec",
+        "evalkit.embedders.isolated",
+        "evalkit.metrics.speaker",
+        "tokenizer.embedder",
+    ),
+    "recognisers": (
+        "evalkit.recognisers.pocketsphinx",
+        "evalkit.recognisers.whisper",
+        "evalkit.recognisers.wav2vec2",
+    ),
+    "backends": (
+        "evalkit.backends.frechet_audio_distance",
+        "evalkit.backends.spice",
+        "evalkit.backends.aac_metrics",
+    ),
 }
 
 TRAINERS = {"tokenizer": "tokenizer.command:train"}
@@ -86,6 +123,32 @@ class SystemInfo:
     """Distributions whose version is part of the fingerprint (``av``, ``pycodec2``)."""
     stochastic: bool = False
     """True where ``decode`` or ``reconstruct`` depends on the seed."""
+    trained_with: tuple[str, ...] = ()
+    """What its training made small: metric names or groups, embedders as ``embedder:NAME``. Such a measure is circular
+    for the system, and tables say so."""
+
+
+@dataclass(frozen=True)
+class CorpusValue:
+    """What a corpus metric with ``evaluate`` gives.
+
+    Attributes:
+        value, low, high: in the metric's unit; ``low`` and ``high`` None where there is no interval.
+        note: why there is no interval, or a warning.
+        detail: what the value is of, in table order: numbers of embeddings, dimension, reference-set id, fit quality.
+        floor: the same measure between two halves of the reference; None where it cannot be had.
+        floor_detail: what the floor is of.
+        contributions: one number a clip (in the metric's unit): what it adds to the value; None where undefined.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+    detail: Mapping[str, str | int | float] = field(default_factory=dict)
+    floor: float | None = None
+    floor_detail: str = ""
+    contributions: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +159,23 @@ class MetricInfo:
     arrays`` (the statistics of one clip) with ``combine(statistics, weights) -> float``; weights are how often each
     clip counts, so that a bootstrap needs no second pass. Parameters are taken by name from what a sample offers:
     ``reference`` and ``estimate`` (Clip), ``tokens`` (Tokens), ``cost`` (Cost), ``labels`` (mapping).
+
+    A metric of text takes the plural ``candidates`` and ``references`` (and ``corpus``, ``labels``) of all clips at
+    once: see `TEXT_FIELDS`. It gives one value a clip, or as a corpus metric one clip's statistics each.
+
+    A corpus metric that needs more than weighted sums (distances between distributions) has ``evaluate(statistics,
+    clusters, seed) -> CorpusValue`` in the place of ``combine``; statistics are then read from disk clip by clip.
+
+    Attributes:
+        min_sample_rate: Hz; audio of a lower rate lacks the band that is judged.
+        min_seconds, max_seconds: durations for which it is defined; ``short_clips`` says what it does with clips
+            shorter than its model's window.
+        weights: files or folders under the weights root, or hub ids, that it cannot do without; whether each is there
+            is part of the metric's identity, so that a value is computed once the weights are there.
+        trained_on: data sets that its model was trained or selected on, by their names here.
+        worsens_with: degradations (`evalkit.degradations`) that must move it away from the clean value, step by step.
+        invariant_to: degradations that must leave it as it is.
+        extra_identity: gives further JSON values of its identity (an embedder's, say).
     """
 
     name: str
@@ -106,20 +186,34 @@ class MetricInfo:
     group: str
     summary: str
     level: Literal["sample", "corpus"] = "sample"
+    """Whether it has a value a clip, or one for all."""
     combine: Callable[[list[Mapping[str, Any]], Any], float] | None = None
+    evaluate: Callable[[Sequence[Mapping[str, Any]], Sequence[str], int], CorpusValue] | None = None
     domains: tuple[Domain, ...] | None = None
     sample_rates: tuple[int, ...] | None = None
+    min_sample_rate: int = 0
     min_seconds: float = 0.0
     max_seconds: float | None = None
+    short_clips: str = ""
     range: tuple[float, float] = (float("-inf"), float("inf"))
     deterministic: bool = True
     requires: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    trained_on: tuple[str, ...] = ()
+    worsens_with: tuple[str, ...] = ()
+    invariant_to: tuple[str, ...] = ()
+    extra_identity: Callable[[], Any] | None = None
 
     @property
     def needs(self) -> tuple[str, ...]:
         """What the function asks of a sample, from its parameter names without a default."""
         parameters = inspect.signature(self.function).parameters.values()
         return tuple(p.name for p in parameters if p.default is p.empty)
+
+    @property
+    def of_text(self) -> bool:
+        """Whether it scores all captions of a system at once."""
+        return "candidates" in self.needs
 
 
 @dataclass(frozen=True)
@@ -129,7 +223,8 @@ class Task:
     Attributes:
         name: ``<dataset>-<kind>``; the bare data set name on the command line stands for all its tasks.
         dataset: data set spec (``esc50``, ``esc50@subset=esc10``, ``folder:DIR``).
-        capability: what it asks of a system; ``reconstruct`` (encode and decode, or reconstruct).
+        capability: what it asks of a system: ``reconstruct`` (encode and decode, or reconstruct), or ``caption``
+            (``caption``, or ``captions`` for what makes them without audio: `evalkit.captioning`).
         metrics: names, in table order.
         headline: the few of them in the first table; its first sorts the rows. Empty: the first three.
         prepare: what is done to every clip before any system sees it.
@@ -152,7 +247,13 @@ class Task:
         return self.name.rpartition("-")[2]
 
 
-SAMPLE_FIELDS = ("reference", "estimate", "tokens", "cost", "labels")
+SAMPLE_FIELDS = ("reference", "estimate", "candidate", "tokens", "cost", "labels")
+"""What a sample offers; ``estimate`` and ``tokens`` of a reconstruction, ``candidate`` (text) of a captioning task."""
+
+TEXT_FIELDS = ("candidates", "references", "corpus", "labels")
+"""What a captioning task offers a metric of text, as lists over the clips that have a candidate: the candidate, its
+references (strings), the clip's labels; ``corpus`` are the references of all clips of the task, with a candidate or
+without, so that what depends on the whole set (document frequencies) is the same for all systems."""
 
 
 @dataclass
@@ -171,7 +272,7 @@ class _Registry:
         self.origin[name] = origin
 
 
-_registries: dict[Kind, _Registry] = {k: _Registry(k) for k in ("tasks", "systems", "metrics", "datasets")}
+_registries: dict[Kind, _Registry] = {k: _Registry(k) for k in KINDS}
 
 
 # -- decorators -------------------------------------------------------------------------------------------------------
@@ -216,9 +317,10 @@ def metric(
         )
         if direction not in get_args(Direction):
             raise EvalkitError(f"metric {name!r}: direction={direction!r} is none of {', '.join(get_args(Direction))}")
-        unknown = [n for n in info.needs if n not in SAMPLE_FIELDS]
+        offered = TEXT_FIELDS if info.of_text else SAMPLE_FIELDS
+        unknown = [n for n in info.needs if n not in offered]
         if unknown:
-            raise EvalkitError(f"metric {name!r} asks for {unknown[0]!r}; a sample offers {', '.join(SAMPLE_FIELDS)}")
+            raise EvalkitError(f"metric {name!r} asks for {unknown[0]!r}; a sample offers {', '.join(offered)}")
         _registries["metrics"].add(name, info, f"{function.__module__}.{function.__qualname__}")
         function.info = info
         return function
@@ -227,10 +329,19 @@ def metric(
 
 
 def corpus_metric(
-    name: str, *, combine: Callable[[list[Mapping[str, Any]], Any], float], **declaration: Any
+    name: str,
+    *,
+    combine: Callable[[list[Mapping[str, Any]], Any], float] | None = None,
+    evaluate: Callable[[Sequence[Mapping[str, Any]], Sequence[str], int], CorpusValue] | None = None,
+    **declaration: Any,
 ) -> Callable[[Any], Any]:
-    """Register a corpus metric; the decorated function gives one clip's statistics, ``combine`` the value of many."""
-    return metric(name, level="corpus", combine=combine, **declaration)
+    """Register a corpus metric; the decorated function gives one clip's statistics, ``combine`` the value of many.
+
+    Or ``evaluate`` in the place of ``combine``: see `MetricInfo`.
+    """
+    if (combine is None) == (evaluate is None):
+        raise EvalkitError(f"corpus metric {name!r}: give combine or evaluate, one of them")
+    return metric(name, level="corpus", combine=combine, evaluate=evaluate, **declaration)
 
 
 def task(function: Callable[[], Any] | None = None) -> Any:
@@ -253,6 +364,112 @@ def task(function: Callable[[], Any] | None = None) -> Any:
 def dataset(info: Any) -> Any:
     """Register an `evalkit.datasets.DatasetInfo`."""
     _registries["datasets"].add(info.name, info, f"{info.read.__module__}.{info.name}")
+    return info
+
+
+@dataclass(frozen=True)
+class EmbedderInfo:
+    """Declaration of an embedder: what turns audio into vectors whose distribution, or angle, is compared.
+
+    ``load()`` gives an object with ``embed(clips) -> list of float32 [frames, dimension]``, one array a clip, for a
+    list of mono float32 ``[samples]`` at ``sample_rate`` Hz. The result for a clip must not depend on the others of the
+    list. It raises `NotApplicable` with the remedy where weights or a package are absent.
+
+    Attributes:
+        version: raise it when values change; with ``weights_id`` it names the embeddings in the store.
+        window_s, hop_s: seconds of audio that one embedding sees, and from one to the next; None: the whole clip.
+        weights: as in `MetricInfo`; ``weights_id`` is a hash of the weights that are expected ("" without weights, or
+            where any checkpoint may be given: then `load`'s object has an attribute ``weights_id``).
+        trained_on: data sets it was trained or selected on, by their names here.
+    """
+
+    name: str
+    load: Callable[[], Any]
+    version: str
+    sample_rate: int
+    dimension: int
+    summary: str
+    window_s: float | None = None
+    hop_s: float | None = None
+    weights: tuple[str, ...] = ()
+    weights_id: str = ""
+    trained_on: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    licence: str = ""
+    citation: str = ""
+
+
+def embedder(name: str, **declaration: Any) -> Callable[[Any], Any]:
+    """Register a class or function that makes an embedder; keywords: the fields of `EmbedderInfo`."""
+
+    def register(load: Any) -> Any:
+        info = EmbedderInfo(name=name, load=load, summary=_first_line(load), **declaration)
+        _registries["embedders"].add(name, info, f"{load.__module__}.{load.__qualname__}")
+        load.info = info
+        return load
+
+    return register
+
+
+@dataclass(frozen=True)
+class RecogniserInfo:
+    """Declaration of a speech recogniser. ``load()`` gives an object with ``transcribe(samples) -> str`` for mono
+    float32 ``[samples]`` at ``sample_rate`` Hz; it raises `NotApplicable` where weights or a package are absent."""
+
+    name: str
+    load: Callable[[], Any]
+    version: str
+    sample_rate: int
+    summary: str
+    language: str = "en"
+    weights: tuple[str, ...] = ()
+    trained_on: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    licence: str = ""
+    citation: str = ""
+
+
+def recogniser(name: str, **declaration: Any) -> Callable[[Any], Any]:
+    """Register a class or function that makes a recogniser; keywords: the fields of `RecogniserInfo`."""
+
+    def register(load: Any) -> Any:
+        info = RecogniserInfo(name=name, load=load, summary=_first_line(load), **declaration)
+        _registries["recognisers"].add(name, info, f"{load.__module__}.{load.__qualname__}")
+        load.info = info
+        return load
+
+    return register
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """Declaration of an isolated backend: packages that live in an environment of their own (`evalkit.backends`).
+
+    Attributes:
+        worker: path of a Python file that is run there and speaks the protocol; standard library and ``packages`` only.
+        version: of worker and pins together; a worker of another version is refused.
+        packages: pinned requirements, as pip takes them, in the order in which they are installed.
+        python: the Python versions that the pins were tried on, such as ``>=3.11,<3.13``.
+        needs: what else the user must fetch, and how; shown by `evalkit backend list`.
+    """
+
+    name: str
+    worker: str
+    version: str
+    packages: tuple[str, ...]
+    summary: str
+    python: str = ">=3.11"
+    needs: str = ""
+    licence: str = ""
+    fetch: str = ""
+    """``module:function`` that brings what is no package: called with a path or None at the end of an installation."""
+    fetched: str = ""
+    """``module:function`` that raises `NotApplicable` where that is absent."""
+
+
+def backend(info: BackendInfo) -> BackendInfo:
+    """Register a `BackendInfo`."""
+    _registries["backends"].add(info.name, info, info.worker)
     return info
 
 

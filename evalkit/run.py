@@ -202,6 +202,8 @@ def describe_run(request: Request, plan: Plan, directory: RunDirectory) -> dict[
             "domain": t.domain,
             "clips": directory.put_json(rows),
         }
+        if t.task is not None and t.task.capability == "caption":
+            tasks[t.name]["labels"] = directory.put_json([dict(i.labels) for i in t.items])
     cells = [
         {
             "task": c.task.name,
@@ -247,6 +249,8 @@ def command(request: Request) -> str:
         parts += ["--seeds", str(request.seeds)]
     if request.clips != "unseen":
         parts += ["--clips", request.clips]
+    if request.backend:
+        parts += ["--backend", shlex.quote(request.backend)]
     if request.keep_audio:
         parts.append("--keep-audio")
     return " ".join(parts)
@@ -281,6 +285,22 @@ def _state(prediction: Mapping[str, Any]) -> str:
     return "ok, audio kept" if prediction.get("audio") else sys.intern(prediction["status"])
 
 
+def predict_unit(run: str, cell: Cell, indices: Sequence[int], keep_audio: bool = False) -> PredictUnit:
+    """The unit of work that predicts some clips of a cell."""
+    assert cell.task.task is not None
+    return PredictUnit(
+        run=run,
+        system=cell.system["spec"],
+        items=tuple(cell.task.items[i] for i in indices),
+        keys=tuple(cell.keys[i] for i in indices),
+        prepare=cell.task.task.prepare,
+        seed=cell.seed,
+        keep_audio=keep_audio,
+        capability=cell.task.task.capability,
+        all_items=cell.task.items if "set" in cell.parts else (),
+    )
+
+
 class _Work:
     """The loop's state: what is pending, what is in flight, what is recorded."""
 
@@ -300,6 +320,8 @@ class _Work:
         self.positions = {id(c): {k: i for i, k in enumerate(c.keys)} for c in plan.cells}
         self.retry_failed = retry_failed
         self.metric_ids = {m: metric_id(load_metric(m)) for t in plan.tasks for m in t.metrics if not t.error}
+        # Metrics of text are taken of all captions of a system at once, when tables are made (`evalkit.results`).
+        self.of_text = {m for m in self.metric_ids if load_metric(m).of_text}
         # Of what is recorded only this much stays in memory, so that it hardly grows with the clips.
         self.state = {r["key"]: _state(r) for r in directory.lines("predictions")}
         self.settled: dict[str, frozenset[str]] = {}
@@ -367,7 +389,7 @@ class _Work:
 
     def _missing_metrics(self, cell: Cell, key: str) -> tuple[str, ...]:
         settled = self.settled.get(key, frozenset())
-        return tuple(m for m in cell.task.metrics if self.metric_ids[m] not in settled)
+        return tuple(m for m in cell.task.metrics if self.metric_ids[m] not in settled and m not in self.of_text)
 
     def _settle(self, record: dict[str, Any]) -> None:
         """Note which metrics of a clip need no further work: one set for all clips that have the same."""
@@ -387,7 +409,7 @@ class _Work:
             if cell.not_applicable or cell.error:
                 continue
             batch: list[int] = []
-            size = max(1, cell.system["batch_size"])
+            size = max(1, len(cell.keys) if "set" in cell.parts else cell.system["batch_size"])
             for i, key in enumerate(cell.keys):
                 if self._is_done(cell, key):
                     continue
@@ -402,16 +424,7 @@ class _Work:
                 yield cell, self._predict_unit(cell, batch)
 
     def _predict_unit(self, cell: Cell, indices: Sequence[int]) -> PredictUnit:
-        assert cell.task.task is not None
-        return PredictUnit(
-            run=str(self.directory.path),
-            system=cell.system["spec"],
-            items=tuple(cell.task.items[i] for i in indices),
-            keys=tuple(cell.keys[i] for i in indices),
-            prepare=cell.task.task.prepare,
-            seed=cell.seed,
-            keep_audio=self.keep_audio,
-        )
+        return predict_unit(str(self.directory.path), cell, indices, self.keep_audio)
 
     def _score_unit(self, cell: Cell, i: int, record: dict[str, Any]) -> ScoreUnit:
         assert cell.task.task is not None

@@ -132,7 +132,15 @@ def _corpus(found: Sequence[Mapping[str, Any]], seeds: Sequence[int], same_clips
     if not same_clips:
         note += ", each over the clips that it has"
     notes = dict.fromkeys(n for n in (note, *(c["note"] for c in found)) if n)
-    return {"value": float(_mean([c["value"] for c in found])), "low": low, "high": high, "note": "; ".join(notes)}
+    value: dict[str, Any] = {"value": float(_mean([c["value"] for c in found])), "low": low, "high": high}
+    value["note"] = "; ".join(notes)
+    for key in ("detail", "floor", "floor_detail"):  # of the first seed: what a distance is of hardly moves with it
+        if key in found[0]:
+            value[key] = found[0][key]
+    if same_clips and all("contributions" in c for c in found):
+        each = np.array([[np.nan if x is None else x for x in c["contributions"]] for c in found])
+        value["contributions"] = [None if np.isnan(x) else float(x) for x in _mean(each)]
+    return value
 
 
 def _reasons(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evalkit.errors import UsageError
@@ -37,6 +37,14 @@ class Cell:
     """Holm-adjusted p value of the difference to the baseline."""
     noise: Noise | None = None
     """How far the noise seed moves it; None for one seed."""
+    flags: tuple[str, ...] = ()
+    """Why the value is not to be trusted as it stands: circular, trained on the data, failed its self-test."""
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    """What the value of a corpus metric is of: numbers of embeddings, dimension, reference set."""
+    floor: float | None = None
+    floor_detail: str = ""
+    contributions: Sequence[float | None] | None = None
+    """What each clip adds to it; None at clips that have no part in it."""
 
     @property
     def coverage_text(self) -> str:
@@ -60,6 +68,11 @@ class Row:
     label: str
     result: Mapping[str, Any]
     cells: Mapping[str, Cell]
+
+    @property
+    def contaminated(self) -> int:
+        """How many of the clips the system was trained on."""
+        return int(self.result["task"]["about"].get("contaminated", {}).get(self.result["system"]["name"], 0))
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -202,6 +215,10 @@ def _column(
                 note=c["note"] if c["value"] is not None else "",
                 reason="" if c["value"] is not None else _corpus_reason(metric),
                 noise=metric.get("noise"),
+                detail=c.get("detail", {}),
+                floor=c.get("floor"),
+                floor_detail=c.get("floor_detail", ""),
+                contributions=c.get("contributions"),
             )
         else:
             found = {i: v for i, v in zip(r["clips"]["id"], metric["values"], strict=True) if v is not None}
@@ -222,6 +239,9 @@ def _column(
         )
         notes = comparison.notes
         cells |= _compared(comparison, cells)
+    for label, r in zip(labels, results, strict=True):
+        if name in r["metrics"] and cells[label].value is not None:
+            cells[label] = replace(cells[label], flags=tuple(r["metrics"][name].get("flags", ())))
     column = Column(
         name,
         first["unit"],

@@ -55,10 +55,12 @@ def show_table(table: Table, out: Any = None) -> None:
     out.print(shown)
     notes = sorted({c.note for r in table.rows for h in table.headline if (c := r.cells[h.name]).note})
     notes += sorted({f"{c.name}: {n}" for c in table.headline for n in c.notes})
+    flags = sorted({f"{h.name}: {f}" for r in table.rows for h in table.headline for f in r.cells[h.name].flags})
     out.print(
         Text(
             "mean [95% interval over clusters], #rank with ties and tie group, clips scored/failed/n.a./missing"
-            + "".join(f"\n‡ {printable(n)}" for n in notes),
+            + "".join(f"\n‡ {printable(n)}" for n in notes)
+            + "".join(f"\n⚠ {printable(f)}" for f in flags),
             style="dim",
         )
     )
@@ -73,7 +75,9 @@ def _cell(cell: Cell) -> Any:
         reason = cell.reason if cell.reason.startswith("n/a") else f"n/a: {cell.reason}"
         text = Text(printable(reason if len(reason) <= 60 else reason[:57] + "..."), style="dim")
     else:
-        text = Text(with_interval(cell.value, cell.low, cell.high) + (" ‡" if cell.note else ""))
+        text = Text(
+            with_interval(cell.value, cell.low, cell.high) + (" ‡" if cell.note else "") + (" ⚠" if cell.flags else "")
+        )
     rank = f"#{cell.rank} {cell.letters}  " if cell.rank else ""
     text.append(f"\n{rank}{cell.coverage_text}", style="dim")
     return text

@@ -28,6 +28,7 @@ from evalkit.record import RunDirectory
 from evalkit.registry import MetricInfo
 from evalkit.systems.load import Loaded, load_system
 from evalkit.tokens import Tokens
+from evalkit.weights import present
 
 REFERENCE_CLIPS_KEPT = 6
 OUTPUT_CLIPS_KEPT = 4
@@ -45,6 +46,9 @@ class PredictUnit:
     prepare: Prepare
     seed: int
     keep_audio: bool = False
+    capability: str = "reconstruct"
+    all_items: tuple[Item, ...] = ()
+    """All clips of the task, for systems that caption from the whole set (`evalkit.captioning`)."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def describe(spec: str) -> dict[str, Any]:
         system, info = loaded.system, loaded.info
         capabilities = [
             c
-            for c in ("encode", "decode", "reconstruct", "caption", "answer", "generate")
+            for c in ("encode", "decode", "reconstruct", "caption", "captions", "answer", "generate")
             if callable(getattr(system, c, None))
         ]
         extra = system.fingerprint() if callable(getattr(system, "fingerprint", None)) else None
@@ -104,6 +108,7 @@ def describe(spec: str) -> dict[str, Any]:
             "licence": info.licence,
             "citation": info.citation,
             "stochastic": info.stochastic,
+            "trained_with": list(info.trained_with),
             "sample_rate": getattr(system, "sample_rate", None),
             "parameters": getattr(system, "parameters", None),
             "declared_kbps": getattr(system, "declared_kbps", None),
@@ -139,6 +144,8 @@ def clip_seed(seed: int, clip_id: str) -> int:
 
 def predict(unit: PredictUnit) -> list[dict[str, Any]]:
     """Run a system on the unit's clips; one record a clip, in order. Decoded audio is left in the run's scratch."""
+    if unit.capability == "caption":
+        return _predict_captions(unit)
     run = RunDirectory(unit.run)
     records: list[dict[str, Any] | None] = [None] * len(unit.items)
     clips: dict[int, Clip] = {}
@@ -166,6 +173,27 @@ def predict(unit: PredictUnit) -> list[dict[str, Any]]:
             except Exception as error:
                 records[i] = {"status": "failed", "stage": "predict", "reason": reason(error)}
     return [{"key": k, **r} for k, r in zip(unit.keys, records, strict=True) if r is not None]
+
+
+def _predict_captions(unit: PredictUnit) -> list[dict[str, Any]]:
+    """Caption the unit's clips: from their audio, or from the whole set of items (`evalkit.captioning`)."""
+    from evalkit.captioning import caption_records
+
+    try:
+        system = _system(unit.system).system
+    except Exception as error:
+        fault = {"status": "failed", "stage": "predict", "reason": reason(error)}
+        return [{"key": k, **fault} for k in unit.keys]
+    every = unit.all_items or unit.items
+    made = caption_records(system, unit.items, every, unit.seed, lambda item: _reference(item, unit.prepare))
+    records = []
+    for key, one in zip(unit.keys, made, strict=True):
+        if isinstance(one, Exception):
+            status = "n/a" if isinstance(one, NotApplicable) else "failed"
+            records.append({"key": key, "status": status, "stage": "predict", "reason": reason(one)})
+        else:
+            records.append({"key": key, "status": "ok", **one})
+    return records
 
 
 def _keep(run: RunDirectory, unit: PredictUnit, i: int, reference: Clip, output: Output) -> dict[str, Any]:
@@ -335,12 +363,17 @@ def measure(info: MetricInfo, sample: dict[str, Any], domain: str, run: RunDirec
         cause = why_not(info, domain, reference.sample_rate, reference.seconds)
         if cause:
             raise NotApplicable(cause)
-        if "tokens" in info.needs and sample["tokens"] is None:
+        lacking = [n for n in info.needs if sample.get(n) is None]
+        if lacking == ["tokens"]:
             raise NotApplicable("the system emits no tokens")
+        if lacking:
+            raise NotApplicable(f"no {lacking[0]} here: another kind of task, or several candidates a clip")
         value = info.function(**{n: sample[n] for n in info.needs})
         if info.level == "corpus":
             if run is None:
                 return {"stats": value}
+            if info.evaluate is not None:  # each array on its own: a reference's is shared by all systems
+                return {"stats": {k: run.put_arrays({k: np.asarray(v)}) for k, v in value.items()}}
             return {"stats": run.put_arrays({k: np.asarray(v) for k, v in value.items()})}
         value = float(value)
         if not math.isfinite(value):
@@ -357,6 +390,9 @@ def measure(info: MetricInfo, sample: dict[str, Any], domain: str, run: RunDirec
 
 def _sample(run: RunDirectory, unit: ScoreUnit) -> dict[str, Any]:
     record = unit.prediction
+    if "rounds" in record:
+        candidate = record["rounds"][0]["candidate"] if len(record["rounds"]) == 1 else None
+        return {"reference": _reference(unit.item, unit.prepare), "candidate": candidate, "labels": unit.item.labels}
     reference = _reference(unit.item, unit.prepare)
     if reference.content_hash != record["reference"]:
         raise EvalkitError("the clip is no longer the one that was predicted from: its audio has changed")
@@ -408,24 +444,30 @@ def load_metric(name: str) -> MetricInfo:
     return registry.get("metrics", name)
 
 
-@functools.cache
 def metric_id(info: MetricInfo) -> str:
-    """``name-v<version>-<hash of source, combine and what its declaration lets through>``."""
-    code = digest(
-        [
-            source_hash(info.function),
-            source_hash(info.combine) if info.combine else None,
-            info.level,
-            info.domains,
-            info.sample_rates,
-            info.min_seconds,
-            info.max_seconds,
-            list(map(str, info.range)),
-            info.unit,
-            versions(info.requires),
-        ]
-    )
-    return f"{info.name}-v{info.version}-{code[:8]}"
+    """``name-v<version>-<hash of source, combine, what its declaration lets through, and which weights are there>``."""
+    return _metric_id(info, tuple(present(info.weights).items()))
+
+
+@functools.cache
+def _metric_id(info: MetricInfo, weights: tuple[tuple[str, bool], ...]) -> str:
+    combine = info.combine or info.evaluate
+    parts: list[Any] = [
+        source_hash(info.function),
+        source_hash(combine) if combine else None,
+        info.level,
+        info.domains,
+        info.sample_rates,
+        info.min_seconds,
+        info.max_seconds,
+        list(map(str, info.range)),
+        info.unit,
+        versions(info.requires),
+        info.min_sample_rate,
+        weights,
+        info.extra_identity() if info.extra_identity else None,
+    ]
+    return f"{info.name}-v{info.version}-{digest(parts)[:8]}"
 
 
 # -- what a worker keeps between units ---------------------------------------------------------------------------------

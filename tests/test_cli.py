@@ -54,6 +54,7 @@ def evalkit(cwd: Path, *arguments: str, **environment: str) -> subprocess.Comple
         cwd=cwd,
         capture_output=True,
         text=True,
+        errors="replace",  # a test asks for other encodings
         env={**env, **environment},
         timeout=120,
     )
@@ -249,6 +250,7 @@ def test_help_and_version(main: Any) -> None:
     code, out, _ = main("-h")
     assert code == 0
     assert set(re.findall(r"^  (\w+)  ", out, re.MULTILINE)) == {
+        "backend",
         "cache",
         "check",
         "decode",
@@ -260,11 +262,12 @@ def test_help_and_version(main: Any) -> None:
         "list",
         "run",
         "score",
+        "selftest",
         "train",
     }
     for command in (
         *("run", "score", "leaderboard", "list", "explain", "doctor", "download", "check", "cache", "train"),
-        *("encode", "decode"),
+        *("encode", "decode", "selftest", "backend"),
     ):
         code, out, _ = main(command, "--help")
         assert code == 0 and out.startswith("Usage: ")
@@ -346,11 +349,15 @@ def test_explain_says_what_a_metric_is(main: Any) -> None:
 
 def test_explain_says_whether_a_metric_applies(main: Any) -> None:
     code, out, _ = main("explain", "snr", "--task", "scenes")
-    assert code == 0 and out.splitlines()[-1].startswith("scenes-reconstruction: applies to sound, mean of channels, ")
+    told = {line.partition(": ")[0]: line for line in out.splitlines()[-2:]}
+    assert code == 0 and told["scenes-reconstruction"].startswith(
+        "scenes-reconstruction: applies to sound, mean of channels, "
+    )
+    assert told["scenes-captioning"] == "scenes-captioning: n/a: snr compares audio, this task asks for text"
     code, out, _ = main("explain", "mine.py:peak", "--task", "esc50")
     assert code == 0
     assert "domains      speech" in out and "durations    from 0.2 s" in out
-    last = out.splitlines()[-1]
+    last = next(line for line in out.splitlines() if line.startswith("esc50-reconstruction"))
     assert last.startswith("esc50-reconstruction: n/a: ") and "speech" in last and "sound" in last
     code, out, _ = main("explain", "mine.py:peak", "--task", "vctk-reconstruction")
     assert "vctk-reconstruction: applies to speech" in out

@@ -19,7 +19,7 @@ from evalkit.audio import Prepare
 from evalkit.errors import EvalkitError, UsageError
 from evalkit.registry import Kind, MetricInfo, PluginWarning, SystemInfo, Task
 
-KINDS: tuple[Kind, ...] = ("tasks", "systems", "metrics", "datasets")
+KINDS: tuple[Kind, ...] = registry.KINDS
 
 
 @pytest.fixture(autouse=True)
@@ -82,16 +82,16 @@ def test_every_task_names_things_that_exist() -> None:
         assert set(task.headline) <= set(task.metrics)
         for metric in task.metrics:
             registry.get("metrics", metric)
-        assert task.kind == "reconstruction"
+        assert task.kind in ("reconstruction", "captioning", "classification")
 
 
 def test_every_metric_says_what_it_is() -> None:
     for name in registry.names("metrics"):
         info: MetricInfo = registry.get("metrics", name)
         assert info.summary and info.direction in ("lower", "higher", "none")
-        assert set(info.needs) <= set(registry.SAMPLE_FIELDS) and info.needs
+        assert set(info.needs) <= set(registry.TEXT_FIELDS if info.of_text else registry.SAMPLE_FIELDS) and info.needs
         assert info.range[0] < info.range[1]
-        assert (info.level == "corpus") == (info.combine is not None)
+        assert (info.level == "corpus") == ((info.combine or info.evaluate) is not None)
 
 
 @pytest.mark.parametrize(

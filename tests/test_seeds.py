@@ -387,7 +387,7 @@ def test_one_seed_is_told_as_before(bench: Path) -> None:
     for name, content in files.items():
         assert b"noise seed" not in content and b"seed_sd" not in content and b"<br>1 " not in content, name
     head = files["seeds-reconstruction.csv"].decode().splitlines()[0].split(",")
-    assert head[:6] == ["task", "system", "full_name", "role", "seed", "metric"] and head[-1] == "note"
+    assert head[:6] == ["task", "system", "full_name", "role", "seed", "metric"] and head[-1] == "floor"
 
 
 # -- leaderboard ------------------------------------------------------------------------------------------------------

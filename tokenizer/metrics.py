@@ -20,7 +20,16 @@ WEIGHTS = "a64681f8a4697c1e"
 """First 16 hex digits of the sha256 of the shipped VAE's weights. Part of the metric's identity, as this module is."""
 
 
-@metric("latent_mse", unit="1", direction="lower", group="latent", range=(0.0, float("inf")), requires=("torch",))
+@metric(
+    "latent_mse",
+    unit="1",
+    direction="lower",
+    group="latent",
+    range=(0.0, float("inf")),
+    requires=("torch",),
+    worsens_with=("noise", "delay", "gain", "bit_depth", "packet_loss", "codec_rate"),
+    invariant_to=("polarity",),
+)
 def latent_mse(reference: Clip, estimate: Clip) -> float:
     """Mean squared error of latents: posterior means of the shipped VAE, standardised by its training data.
 

@@ -107,6 +107,7 @@ class _Codes(_Trained):
     stochastic=True,
     requires=("torch",),
     summary="our tokenizer at 0.234 kbps: VAE, vector quantization, flow-matching decoder",
+    trained_with=("latent_mse", "embedder:tokenizer-latent"),
 )
 class VqFm(_Codes):
     """Codes decoded by conditional flow matching.
@@ -144,6 +145,7 @@ class VqFm(_Codes):
     stochastic=True,
     requires=("torch",),
     summary="the same codes as vqfm, decoded by the deterministic twin (MSE); only the vocoder draws",
+    trained_with=("logmel_mse", "logmel_l1", "latent_mse", "embedder:tokenizer-latent"),
 )
 class VqMse(_Codes):
     """Codes decoded by the deterministic twin: the same network trained to predict the mean.
@@ -166,6 +168,7 @@ class VqMse(_Codes):
     stochastic=True,
     requires=("torch",),
     summary="the tokenizer's VAE without quantisation: continuous latents, counted at 32 bits a value",
+    trained_with=("logmel_mse", "logmel_l1", "latent_mse", "embedder:tokenizer-latent"),
 )
 class Vae(_Trained):
     """Posterior means as float32: what the codes and their decoders can reach at best.

@@ -1,7 +1,8 @@
 """Fetching data sets: resumed downloads, checksums, and archives unpacked with suspicion.
 
-Standard library only. ``<data root>/<folder>/.download/`` holds what is under way (``*.part``) and, for each archive, a
-record of what was fetched (``*.json``: URL, bytes, sha256, whether a published checksum was met).
+Standard library only, but for 7z archives (py7zr, the extra ``7z``). ``<data root>/<folder>/.download/`` holds what is
+under way (``*.part``) and, for each archive, a record of what was fetched (``*.json``: URL, bytes, sha256, whether a
+published checksum was met).
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ FREE_BYTES = 64 * 2**20
 MAX_MEMBERS = 2_000_000
 TRIES = 5
 TIMEOUT = 60.0
+PLAIN = (".csv", ".txt", ".json")
+"""Files that are data themselves and are put in place as they are."""
 _CHUNK = 2**20
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError)
 
@@ -103,12 +106,12 @@ def select(info: DatasetInfo, only: Sequence[str] = ()) -> tuple[Archive, ...]:
 
 
 def archive_name(archive: Archive) -> str:
-    """The file name without ``.zip``, ``.tar.gz`` and the like.
+    """The file name without ``.zip``, ``.tar.gz``, ``.csv`` and the like.
 
     >>> archive_name(Archive("https://example.org/dev-clean.tar.gz", "dev-clean.tar.gz"))
     'dev-clean'
     """
-    return re.sub(r"(\.tar)?\.(zip|gz|tgz|bz2|xz|tar)$", "", archive.filename)
+    return re.sub(r"(\.tar)?\.(zip|gz|tgz|bz2|xz|tar|7z|csv|txt|json)$", "", archive.filename)
 
 
 def size_text(size: int | None) -> str:
@@ -163,7 +166,11 @@ def _one(
             sha256 = check(path, archive, progress) if there else _fetch_checked(archive, path, progress, pause)
         staged = Path(tempfile.mkdtemp(prefix="unpack-", dir=work))
         try:
-            files = unpack(path, staged, progress)
+            if archive.filename.lower().endswith(PLAIN):
+                shutil.copyfile(path, staged / archive.filename)
+                files = 1
+            else:
+                files = unpack(path, staged, progress)
             entries = sorted(p.name for p in staged.iterdir())
             target = home / archive.folder if archive.folder not in ("", ".") else home
             _merge(staged, target)
@@ -377,15 +384,18 @@ def _need_space(folder: Path, size: int) -> None:
 
 
 def unpack(path: Path, folder: Path, progress: Progress = _silent) -> int:
-    """Unpack a zip or tar archive into the empty ``folder``; the number of files.
+    """Unpack a zip, tar or 7z archive into the empty ``folder``; the number of files.
 
     Only plain files and folders are made. Members with absolute names, ``..``, links and device files make the whole
     archive be refused, as does one that grows beyond `MAX_RATIO` times its size or `MAX_MEMBERS` members.
 
     Raises:
-        DataError: unsafe, damaged, or of another format. OSError: the disk.
+        DataError: unsafe, damaged, of another format, or 7z without py7zr. OSError: the disk.
     """
     limit = path.stat().st_size * MAX_RATIO + FREE_BYTES
+    with path.open("rb") as head:
+        if head.read(6) == b"7z\xbc\xaf\x27\x1c":
+            return _unpack_7z(path, folder, limit, progress)
     written = files = 0
     try:
         for number, (name, stream) in enumerate(_members(path, folder, limit)):
@@ -449,6 +459,44 @@ def _members(path: Path, folder: Path, limit: int) -> Iterator[tuple[str, IO[byt
                     raise DataError(_too_large(path, limit))
     else:
         raise DataError(f"{path}: neither a zip nor a tar archive; is it an error page saved under that name?")
+
+
+def _unpack_7z(path: Path, folder: Path, limit: int, progress: Progress) -> int:
+    """As `unpack`. py7zr writes the files itself: it reads a solid archive from its beginning to its end only.
+
+    Sizes are checked as the archive declares them, and it cannot unpack to more than it declares.
+    """
+    try:
+        import py7zr
+    except ImportError as error:
+        raise DataError(
+            f"{path}: 7z archives need py7zr (pip install 'evalkit-audio[7z]'), or unpack it with 7-Zip: "
+            f"7z x {shlex.quote(str(path))}"
+        ) from error
+    try:
+        with py7zr.SevenZipFile(path) as z:
+            members = z.list()
+            if len(members) > MAX_MEMBERS:
+                raise DataError(f"{path}: more than {MAX_MEMBERS:,} members: refused")
+            for m in members:
+                _safe(path, m.filename)
+                if not (m.is_file or m.is_directory) or m.is_symlink:
+                    raise DataError(f"{path}: member {m.filename!r} is a link or a device file: refused")
+            total = sum(m.uncompressed or 0 for m in members)
+            if total > limit:
+                raise DataError(_too_large(path, limit))
+            _need_space(folder, total)
+            progress(f"unpacking {path.name}", 0, total)
+            z.extractall(folder)
+            progress(f"unpacking {path.name}", total, total)
+    except (DataError, OSError):
+        raise
+    except Exception as error:  # py7zr raises of many kinds for a damaged archive
+        raise DataError(f"{path}: cannot be unpacked ({type(error).__name__}: {error})") from error
+    files = sum(not m.is_directory for m in members)
+    if not files:
+        raise DataError(f"{path}: holds no file")
+    return files
 
 
 def _safe(path: Path, name: str) -> PurePosixPath:

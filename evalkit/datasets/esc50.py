@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 from evalkit.datasets import Archive, DatasetInfo, Item, Layout
 from evalkit.datasets.folder import clip_ids
@@ -19,6 +20,61 @@ CLIPS = {"esc50": 2000, "esc10": 400}
 FOLDS = ("1", "2", "3", "4", "5")
 COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file", "take")
 SUFFIXES = (".wav", ".ogg", ".flac")
+
+SENTENCES = {
+    "dog": "a dog is barking",
+    "rooster": "a rooster is crowing",
+    "pig": "a pig is grunting",
+    "cow": "a cow is mooing",
+    "frog": "a frog is croaking",
+    "cat": "a cat is meowing",
+    "hen": "a hen is clucking",
+    "insects": "insects are buzzing",
+    "sheep": "a sheep is bleating",
+    "crow": "a crow is cawing",
+    "rain": "rain is falling",
+    "sea_waves": "sea waves are breaking on the shore",
+    "crackling_fire": "a fire is crackling",
+    "crickets": "crickets are chirping",
+    "chirping_birds": "birds are chirping",
+    "water_drops": "drops of water are falling",
+    "wind": "the wind is blowing",
+    "pouring_water": "water is being poured",
+    "toilet_flush": "a toilet is being flushed",
+    "thunderstorm": "thunder is rumbling in a thunderstorm",
+    "crying_baby": "a baby is crying",
+    "sneezing": "a person is sneezing",
+    "clapping": "people are clapping",
+    "breathing": "a person is breathing",
+    "coughing": "a person is coughing",
+    "footsteps": "footsteps can be heard as a person walks",
+    "laughing": "a person is laughing",
+    "brushing_teeth": "a person is brushing their teeth",
+    "snoring": "a person is snoring",
+    "drinking_sipping": "a person is drinking in sips",
+    "door_wood_knock": "someone is knocking on a wooden door",
+    "mouse_click": "a computer mouse is being clicked",
+    "keyboard_typing": "someone is typing on a keyboard",
+    "door_wood_creaks": "a wooden door is creaking",
+    "can_opening": "a drink can is being opened",
+    "washing_machine": "a washing machine is running",
+    "vacuum_cleaner": "a vacuum cleaner is running",
+    "clock_alarm": "an alarm clock is ringing",
+    "clock_tick": "a clock is ticking",
+    "glass_breaking": "glass is breaking",
+    "helicopter": "a helicopter is flying overhead",
+    "chainsaw": "a chainsaw is cutting wood",
+    "siren": "a siren is wailing",
+    "car_horn": "a car horn is honking",
+    "engine": "an engine is running",
+    "train": "a train is passing by",
+    "church_bells": "church bells are ringing",
+    "airplane": "an airplane is flying overhead",
+    "fireworks": "fireworks are exploding",
+    "hand_saw": "someone is cutting wood with a hand saw",
+}
+"""The one reference caption of each class, in the order of ``target``. ESC-50 has no captions of its own: a caption
+score on it depends on the sentence chosen, so that these are fixed."""
 
 
 def read(root: Path, *, subset: str = "esc50", fold: str | None = None) -> Layout:
@@ -50,7 +106,7 @@ def read(root: Path, *, subset: str = "esc50", fold: str | None = None) -> Layou
     for row, id in zip(rows, clip_ids([r["filename"] for r in rows]), strict=True):
         if (subset == "esc10" and row["esc10"] != "True") or (fold is not None and row["fold"] != fold):
             continue
-        labels = {
+        labels: dict[str, Any] = {
             "class": row["category"],
             "category": row["category"],
             "target": int(row["target"]),
@@ -59,6 +115,8 @@ def read(root: Path, *, subset: str = "esc50", fold: str | None = None) -> Layou
             "src_file": row["src_file"],
             "take": row["take"],
         }
+        if row["category"] in SENTENCES:
+            labels["captions"] = [SENTENCES[row["category"]]]
         if row.get("clip_licence"):
             labels["licence"] = row["clip_licence"]
         error = "" if _plain(row["filename"]) else "its name in esc50.csv is no plain file name in audio/: not read"

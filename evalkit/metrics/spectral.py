@@ -103,7 +103,15 @@ def stft_power(clip: Clip, n_fft: int, hop: int, window: int) -> np.ndarray:
     return np.square(spectrum.real) + np.square(spectrum.imag)
 
 
-@metric("logmel_l1@n1024-h256-m100", unit="Np", direction="lower", group="spectral", range=(0, math.inf))
+@metric(
+    "logmel_l1@n1024-h256-m100",
+    unit="Np",
+    direction="lower",
+    group="spectral",
+    range=(0, math.inf),
+    worsens_with=("noise", "lowpass", "delay", "gain", "clipping", "bit_depth", "packet_loss", "pitch", "codec_rate"),
+    invariant_to=("polarity",),
+)
 def logmel_l1(reference: Clip, estimate: Clip) -> float:
     """Log-mel L1 distance at 24 kHz: mean absolute difference of natural-log mel magnitudes, in nepers.
 
@@ -122,7 +130,15 @@ def logmel_l1(reference: Clip, estimate: Clip) -> float:
     return float(np.mean(np.abs(log_mel(reference) - log_mel(estimate)), dtype=np.float64))
 
 
-@metric("logmel_mse@n1024-h256-m100", unit="Np^2", direction="lower", group="spectral", range=(0, math.inf))
+@metric(
+    "logmel_mse@n1024-h256-m100",
+    unit="Np^2",
+    direction="lower",
+    group="spectral",
+    range=(0, math.inf),
+    worsens_with=("noise", "lowpass", "delay", "gain", "clipping", "bit_depth", "packet_loss", "pitch", "codec_rate"),
+    invariant_to=("polarity",),
+)
 def logmel_mse(reference: Clip, estimate: Clip) -> float:
     """Log-mel MSE at 24 kHz: mean squared difference of natural-log mel magnitudes, in square nepers.
 
@@ -139,7 +155,15 @@ def logmel_mse(reference: Clip, estimate: Clip) -> float:
     return float(np.mean(np.square(log_mel(reference) - log_mel(estimate)), dtype=np.float64))
 
 
-@metric("mr_stft@pwg", unit="1", direction="lower", group="spectral", range=(0, math.inf))
+@metric(
+    "mr_stft@pwg",
+    unit="1",
+    direction="lower",
+    group="spectral",
+    range=(0, math.inf),
+    worsens_with=("noise", "lowpass", "delay", "gain", "clipping", "bit_depth", "packet_loss", "pitch", "codec_rate"),
+    invariant_to=("polarity",),
+)
 def mr_stft(reference: Clip, estimate: Clip) -> float:
     """Multi-resolution STFT distance at 24 kHz, Parallel WaveGAN resolutions: spectral convergence + log-magnitude L1.
 
@@ -173,7 +197,15 @@ def _magnitude(clip: Clip, n_fft: int, hop: int, window: int) -> np.ndarray:
     return np.sqrt(np.maximum(stft_power(clip, n_fft, hop, window), np.float32(PWG_FLOOR)))
 
 
-@metric("bandwidth_khz", unit="kHz", direction="higher", group="spectral", range=(0, math.inf))
+@metric(
+    "bandwidth_khz",
+    unit="kHz",
+    direction="higher",
+    group="spectral",
+    range=(0, math.inf),
+    worsens_with=("lowpass", "codec_rate"),
+    invariant_to=("delay", "gain", "polarity"),
+)
 def bandwidth_khz(reference: Clip, estimate: Clip) -> float:
     """Delivered bandwidth in kHz: up to where the estimate keeps the reference's long-term spectrum.
 

@@ -119,7 +119,15 @@ def energy_ratio(reference: float, estimate: float, what: str) -> float:
     return estimate / reference
 
 
-@metric("gv_ratio", unit="1", direction="none", group="texture", range=(0, math.inf))
+@metric(
+    "gv_ratio",
+    unit="1",
+    direction="none",
+    group="texture",
+    range=(0, math.inf),
+    worsens_with=("noise", "lowpass", "packet_loss"),
+    invariant_to=("polarity",),
+)
 def gv_ratio(reference: Clip, estimate: Clip) -> float:
     """Global-variance ratio: temporal variance of the estimate's log-mel over the reference's; 1 is right.
 
@@ -140,7 +148,15 @@ def gv_ratio(reference: Clip, estimate: Clip) -> float:
     return _gv_ratio(reference, estimate)
 
 
-@metric("gv_log_error", unit="dB", direction="lower", group="texture", range=(0, math.inf))
+@metric(
+    "gv_log_error",
+    unit="dB",
+    direction="lower",
+    group="texture",
+    range=(0, math.inf),
+    worsens_with=("noise", "lowpass", "packet_loss"),
+    invariant_to=("polarity",),
+)
 def gv_log_error(reference: Clip, estimate: Clip) -> float:
     """Global-variance error in dB: ``|10 log10 gv_ratio|``, 0 where the variance is right.
 
@@ -169,7 +185,16 @@ def _gv_ratio(reference: Clip, estimate: Clip) -> float:
     return energy_ratio(r, e, "variance in time")
 
 
-@metric("modulation_distance", unit="dB", direction="lower", group="texture", min_seconds=1.0, range=(0, math.inf))
+@metric(
+    "modulation_distance",
+    unit="dB",
+    direction="lower",
+    group="texture",
+    min_seconds=1.0,
+    range=(0, math.inf),
+    worsens_with=("noise", "lowpass", "clipping", "bit_depth", "packet_loss"),
+    invariant_to=("polarity",),
+)
 def modulation_distance(reference: Clip, estimate: Clip) -> float:
     """Modulation-spectrum distance in dB: how far the speeds at which log-mel bands fluctuate differ in power.
 
@@ -194,7 +219,15 @@ def modulation_distance(reference: Clip, estimate: Clip) -> float:
     return modulation_distance_db(r, e)
 
 
-@metric("delta_energy_ratio_time", unit="1", direction="none", group="texture", range=(0, math.inf))
+@metric(
+    "delta_energy_ratio_time",
+    unit="1",
+    direction="none",
+    group="texture",
+    range=(0, math.inf),
+    worsens_with=("lowpass", "packet_loss"),
+    invariant_to=("polarity",),
+)
 def delta_energy_ratio_time(reference: Clip, estimate: Clip) -> float:
     """Energy of frame-to-frame differences of the log-mel, estimate over reference; 1 is right.
 
@@ -211,7 +244,15 @@ def delta_energy_ratio_time(reference: Clip, estimate: Clip) -> float:
     return _delta_ratio(reference, estimate, 1, "change in time")
 
 
-@metric("delta_energy_ratio_freq", unit="1", direction="none", group="texture", range=(0, math.inf))
+@metric(
+    "delta_energy_ratio_freq",
+    unit="1",
+    direction="none",
+    group="texture",
+    range=(0, math.inf),
+    worsens_with=("bit_depth", "packet_loss"),
+    invariant_to=("polarity",),
+)
 def delta_energy_ratio_freq(reference: Clip, estimate: Clip) -> float:
     """Energy of differences between neighbouring mel bands, estimate over reference; 1 is right.
 

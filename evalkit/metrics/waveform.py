@@ -19,7 +19,14 @@ WAVEFORM = ("mse", "mse_db", "snr", "si_sdr")
 ALIGNED = ("aligned_mse_db", "aligned_snr", "aligned_si_sdr", "delay_ms", "gain_db", "polarity")
 
 
-@metric("mse", unit="FS^2", direction="lower", group="waveform", range=(0, math.inf))
+@metric(
+    "mse",
+    unit="FS^2",
+    direction="lower",
+    group="waveform",
+    range=(0, math.inf),
+    worsens_with=("noise", "lowpass", "gain", "clipping", "bit_depth", "packet_loss", "codec_rate", "polarity"),
+)
 def mse(reference: Clip, estimate: Clip) -> float:
     """Mean squared error of the waveform.
 
@@ -33,7 +40,13 @@ def mse(reference: Clip, estimate: Clip) -> float:
     return float(np.mean(np.square(e - r)))
 
 
-@metric("mse_db", unit="dB", direction="lower", group="waveform")
+@metric(
+    "mse_db",
+    unit="dB",
+    direction="lower",
+    group="waveform",
+    worsens_with=("noise", "lowpass", "gain", "clipping", "bit_depth", "packet_loss", "codec_rate"),
+)
 def mse_db(reference: Clip, estimate: Clip) -> float:
     """Mean squared error over the signal power of the reference, in dB.
 
@@ -57,7 +70,13 @@ def mse_db(reference: Clip, estimate: Clip) -> float:
     return 10 * math.log10(error / power(reference))
 
 
-@metric("snr", unit="dB", direction="higher", group="waveform")
+@metric(
+    "snr",
+    unit="dB",
+    direction="higher",
+    group="waveform",
+    worsens_with=("noise", "lowpass", "gain", "clipping", "bit_depth", "packet_loss", "codec_rate"),
+)
 def snr(reference: Clip, estimate: Clip) -> float:
     """Signal-to-noise ratio: power of the reference over power of the difference, in dB.
 
@@ -78,7 +97,14 @@ def snr(reference: Clip, estimate: Clip) -> float:
     return 10 * math.log10(power(reference) / error)
 
 
-@metric("si_sdr", unit="dB", direction="higher", group="waveform")
+@metric(
+    "si_sdr",
+    unit="dB",
+    direction="higher",
+    group="waveform",
+    worsens_with=("noise", "lowpass", "clipping", "bit_depth", "packet_loss", "codec_rate"),
+    invariant_to=("gain", "polarity"),
+)
 def si_sdr(reference: Clip, estimate: Clip) -> float:
     """Scale-invariant signal-to-distortion ratio, zero-mean variant, in dB.
 
@@ -100,7 +126,15 @@ def si_sdr(reference: Clip, estimate: Clip) -> float:
     return _si_sdr(*pair(reference, estimate))
 
 
-@metric("aligned_mse_db", unit="dB", direction="lower", group="aligned", range=(-math.inf, 0))
+@metric(
+    "aligned_mse_db",
+    unit="dB",
+    direction="lower",
+    group="aligned",
+    range=(-math.inf, 0),
+    worsens_with=("noise", "lowpass", "clipping", "bit_depth", "packet_loss", "codec_rate"),
+    invariant_to=("delay", "gain", "polarity"),
+)
 def aligned_mse_db(reference: Clip, estimate: Clip) -> float:
     """MSE over signal power in dB after the best delay (within +-100 ms), gain and polarity.
 
@@ -121,7 +155,15 @@ def aligned_mse_db(reference: Clip, estimate: Clip) -> float:
     return min(0.0, 10 * math.log10(error / signal))
 
 
-@metric("aligned_snr", unit="dB", direction="higher", group="aligned", range=(0, math.inf))
+@metric(
+    "aligned_snr",
+    unit="dB",
+    direction="higher",
+    group="aligned",
+    range=(0, math.inf),
+    worsens_with=("noise", "lowpass", "clipping", "bit_depth", "packet_loss", "codec_rate"),
+    invariant_to=("delay", "gain", "polarity"),
+)
 def aligned_snr(reference: Clip, estimate: Clip) -> float:
     """SNR in dB after the best delay (within +-100 ms), gain and polarity.
 
@@ -139,7 +181,14 @@ def aligned_snr(reference: Clip, estimate: Clip) -> float:
     return max(0.0, 10 * math.log10(signal / error))
 
 
-@metric("aligned_si_sdr", unit="dB", direction="higher", group="aligned")
+@metric(
+    "aligned_si_sdr",
+    unit="dB",
+    direction="higher",
+    group="aligned",
+    worsens_with=("noise", "lowpass", "clipping", "bit_depth", "packet_loss", "codec_rate"),
+    invariant_to=("delay", "gain", "polarity"),
+)
 def aligned_si_sdr(reference: Clip, estimate: Clip) -> float:
     """SI-SDR (zero-mean variant) in dB after compensation of the delay (within +-100 ms).
 
@@ -159,7 +208,15 @@ def aligned_si_sdr(reference: Clip, estimate: Clip) -> float:
     return _si_sdr(*overlap(*pair(reference, estimate), a.delay))
 
 
-@metric("delay_ms", unit="ms", direction="none", group="aligned", range=(-100, 100))
+@metric(
+    "delay_ms",
+    unit="ms",
+    direction="none",
+    group="aligned",
+    range=(-100, 100),
+    worsens_with=("delay",),
+    invariant_to=("noise", "lowpass", "gain", "clipping", "bit_depth", "packet_loss", "polarity"),
+)
 def delay_ms(reference: Clip, estimate: Clip) -> float:
     """Delay of the estimate against the reference in ms: positive is late, negative early.
 
@@ -176,7 +233,9 @@ def delay_ms(reference: Clip, estimate: Clip) -> float:
     return 1000 * _significant(reference, estimate).delay / reference.sample_rate
 
 
-@metric("gain_db", unit="dB", direction="none", group="aligned")
+@metric(
+    "gain_db", unit="dB", direction="none", group="aligned", worsens_with=("gain",), invariant_to=("delay", "polarity")
+)
 def gain_db(reference: Clip, estimate: Clip) -> float:
     """Optimal gain in dB: what the delay-compensated estimate is multiplied by to come nearest the reference.
 
@@ -193,7 +252,15 @@ def gain_db(reference: Clip, estimate: Clip) -> float:
     return 20 * math.log10(abs(_significant(reference, estimate).gain))
 
 
-@metric("polarity", unit="+-1", direction="none", group="aligned", range=(-1, 1))
+@metric(
+    "polarity",
+    unit="+-1",
+    direction="none",
+    group="aligned",
+    range=(-1, 1),
+    worsens_with=("polarity",),
+    invariant_to=("noise", "lowpass", "delay", "gain", "clipping", "bit_depth", "packet_loss"),
+)
 def polarity(reference: Clip, estimate: Clip) -> float:
     """Polarity of the estimate: 1 as the reference, -1 flipped; the mean over clips tells the share.
 

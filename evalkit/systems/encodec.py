@@ -32,6 +32,7 @@ TRAINING_STATE = (".inited", ".cluster_size", ".embed_avg")
     role="codec",
     licence="MIT (code); weights as their publisher states",
     requires=("torch", "transformers"),
+    trained_with=("logmel_l1", "logmel_mse", "embedder:encodec"),
     summary="EnCodec, neural codec of general audio, 1.5 to 24 kbps at 24 kHz, 3 to 24 kbps at 48 kHz stereo",
     citation="Défossez, Copet, Synnaeve, Adi (2022), High Fidelity Neural Audio Compression, arXiv:2210.13438",
 )
