@@ -42,7 +42,7 @@ def explain(directory: RunDirectory, plan: Plan) -> list[Explanation]:
             verdict = "n/a" if cell.not_applicable else "failed"
             out.append(Explanation(task, system, "*", verdict, cell.not_applicable or cell.error, seed))
             continue
-        wanted = {metric_id(load_metric(m)) for m in cell.task.metrics}
+        wanted = {metric_id(i) for m in cell.task.metrics if not (i := load_metric(m)).of_text}
         for item, key, source in zip(cell.task.items, cell.keys, cell.task.sources, strict=True):
             if key not in predictions:
                 near = by_clip.get((_family(system), item.id), [])

@@ -50,13 +50,7 @@ def caption_records(
         except Exception as error:
             return [error] * len(items)
         by_id = {item.id: one for item, one in zip(every, made, strict=True)}
-        notes = list(getattr(system, "notes", ()))
-        records = [_checked(by_id[item.id]) for item in items]
-        for record in records:  # notes are of the whole: the first clip that has a record carries them
-            if notes and isinstance(record, dict):
-                record["notes"] = notes
-                break
-        return records
+        return [_checked(by_id[item.id]) for item in items]
     return [_checked(_heard(system, item, read)) for item in items]
 
 

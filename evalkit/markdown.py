@@ -479,6 +479,7 @@ def _systems(table: Table) -> list[str]:
         s = row.result["system"]
         about = "; ".join(escape_markdown(x) for x in (s["summary"], s["licence"] and f"licence {s['licence']}") if x)
         lines.append(f"- {code(row.label)} = {code(s['name'])}" + (f": {about}" if about else ""))
+        lines += [f"  - {escape_markdown(n)}" for n in row.result.get("notes", ())]
     return [*lines, ""]
 
 

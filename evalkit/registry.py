@@ -175,6 +175,8 @@ class MetricInfo:
         trained_on: data sets that its model was trained or selected on, by their names here.
         worsens_with: degradations (`evalkit.degradations`) that must move it away from the clean value, step by step.
         invariant_to: degradations that must leave it as it is.
+        no_interval: why a corpus metric has no interval by bootstrap: a count of distinct things, say, which any
+            resample makes smaller.
         extra_identity: gives further JSON values of its identity (an embedder's, say).
     """
 
@@ -202,6 +204,7 @@ class MetricInfo:
     trained_on: tuple[str, ...] = ()
     worsens_with: tuple[str, ...] = ()
     invariant_to: tuple[str, ...] = ()
+    no_interval: str = ""
     extra_identity: Callable[[], Any] | None = None
 
     @property

@@ -18,7 +18,7 @@ from evalkit.flags import flags_of
 from evalkit.identity import canonical_json, digest, short, source_hash
 from evalkit.record import RunDirectory
 from evalkit.registry import MetricInfo
-from evalkit.statistics import corpus_bootstrap
+from evalkit.statistics import Interval, corpus_bootstrap
 from evalkit.work import load_metric, reason
 
 FORMAT = 1
@@ -144,6 +144,8 @@ def _predictions(directory: RunDirectory) -> dict[str, Mapping[str, Any]]:
         light = (r["status"], r.get("reason", ""))
         if "rounds" in r:
             out[r["key"]] = {"status": light[0], "rounds": r["rounds"], "notes": r.get("notes", ())}
+        elif "notes" in r:
+            out[r["key"]] = {"status": light[0], "reason": light[1], "notes": r["notes"]}
         else:
             out[r["key"]] = known.setdefault(light, {"status": light[0], "reason": light[1]})
     return out
@@ -224,13 +226,8 @@ class _Corpus:
             # Metrics over the same statistics (entropy, use, perplexity) name the same objects: read them once.
             names = {name for name, _ in used}
             self.loaded = {n: self.loaded.get(n) or self.directory.get_arrays(n) for n in names}
-            interval = corpus_bootstrap(
-                [self.loaded[n] for n, _ in used],
-                [c for _, c in used],
-                info.combine,
-                replicates=CORPUS_REPLICATES,
-                seed=seed,
-            )
+            statistics = [self.loaded[n] for n, _ in used]
+            interval = _interval(info, statistics, [c for _, c in used], info.combine, seed)
             if interval.estimate is None or not np.isfinite(interval.estimate):
                 raise EvalkitError(f"the metric returned {interval.estimate}")
             return {
@@ -321,9 +318,7 @@ def text_values(info: MetricInfo, rounds: Sequence[Round], clusters: Sequence[st
             assert info.combine is not None
             own = [clusters[i] for i in rounds[0].at]
             statistics = [tuple(made[i] for made in each) for i in range(n)]
-            interval = corpus_bootstrap(
-                statistics, own, _over_rounds(info.combine), replicates=CORPUS_REPLICATES, seed=seed
-            )
+            interval = _interval(info, statistics, own, _over_rounds(info.combine), seed)
             value = {k: _rounded(getattr(interval, {"value": "estimate"}.get(k, k))) for k in ("value", "low", "high")}
             return {"clips": [{"stats": ""}] * n, "corpus": {**value, "note": interval.note, "n": n}}
         return {"clips": [_text_result(info, v) for v in mean_over_rounds(each)], "corpus": None}
@@ -332,6 +327,16 @@ def text_values(info: MetricInfo, rounds: Sequence[Round], clusters: Sequence[st
         fault = {"status": status, "reason": reason(error)}
         absent = {"value": None, "low": None, "high": None, "note": reason(error), "n": n, "status": status}
         return {"clips": [fault] * n, "corpus": absent if info.level == "corpus" else None}
+
+
+def _interval(
+    info: MetricInfo, statistics: Sequence[Any], clusters: Sequence[str], combine: Any, seed: int
+) -> Interval:
+    """The value of a corpus metric with its interval, where it may have one."""
+    if info.no_interval:
+        value = float(combine(statistics, np.ones(len(statistics))))
+        return Interval(value, None, None, len(statistics), len(set(clusters)), f"no interval: {info.no_interval}")
+    return corpus_bootstrap(statistics, clusters, combine, replicates=CORPUS_REPLICATES, seed=seed)
 
 
 def _over_rounds(combine: Callable[[list[Mapping[str, Any]], Any], Any]) -> Callable[[Any, Any], Any]:

@@ -64,6 +64,9 @@ def show_table(table: Table, out: Any = None) -> None:
             style="dim",
         )
     )
+    for row in table.rows:
+        for note in row.result.get("notes", ()):
+            out.print(Text(f"{printable(row.label)}: {printable(note)}", style="yellow"))
     for who, why in table.refused:
         out.print(Text(f"refused: {printable(who)} differs in {printable(why)}", style="yellow"))
 

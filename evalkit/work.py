@@ -186,13 +186,16 @@ def _predict_captions(unit: PredictUnit) -> list[dict[str, Any]]:
         return [{"key": k, **fault} for k in unit.keys]
     every = unit.all_items or unit.items
     made = caption_records(system, unit.items, every, unit.seed, lambda item: _reference(item, unit.prepare))
-    records = []
+    records: list[dict[str, Any]] = []
     for key, one in zip(unit.keys, made, strict=True):
         if isinstance(one, Exception):
             status = "n/a" if isinstance(one, NotApplicable) else "failed"
             records.append({"key": key, "status": status, "stage": "predict", "reason": reason(one)})
         else:
             records.append({"key": key, "status": "ok", **one})
+    notes = list(getattr(system, "notes", ()))
+    if notes:  # they are of the system on the whole set: the first record carries them
+        records[0]["notes"] = notes
     return records
 
 
@@ -349,7 +352,7 @@ def score(unit: ScoreUnit) -> dict[str, Any]:
     try:
         sample = _sample(run, unit)
     except Exception as error:
-        fault = {"status": "failed", "reason": reason(error)}
+        fault = {"status": "n/a" if isinstance(error, NotApplicable) else "failed", "reason": reason(error)}
         return {"key": unit.key, "metrics": {metric_id(i): fault for i in infos}}
     for info in infos:
         results[metric_id(info)] = measure(info, sample, unit.domain, run)
@@ -391,6 +394,8 @@ def measure(info: MetricInfo, sample: dict[str, Any], domain: str, run: RunDirec
 def _sample(run: RunDirectory, unit: ScoreUnit) -> dict[str, Any]:
     record = unit.prediction
     if "rounds" in record:
+        if unit.item.path is None and unit.item.make is None:
+            raise NotApplicable(unit.item.error or "no audio of this clip here")
         candidate = record["rounds"][0]["candidate"] if len(record["rounds"]) == 1 else None
         return {"reference": _reference(unit.item, unit.prepare), "candidate": candidate, "labels": unit.item.labels}
     reference = _reference(unit.item, unit.prepare)

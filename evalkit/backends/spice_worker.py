@@ -17,6 +17,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -179,46 +180,48 @@ def score(candidates: list[list[list[str]]], references: list[list[list[list[str
 # -- METEOR and the PTB tokenizer -------------------------------------------------------------------------------------
 
 
-def meteor(candidates: list[str], references: list[list[str]], seconds: float = 600.0) -> dict[str, Any]:
-    """METEOR 1.5 (``-l en -norm``): a value a clip, and the value of the corpus from its pooled counts."""
-    folder = _package("pycocoevalcap") / "meteor"
-    command = [_executable(), "-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
+def _meteor() -> subprocess.Popen[str]:
+    """The running program; it is kept, since its tables take seconds to load."""
+    process = _kept.get("meteor")
+    if process is None or process.poll() is not None:
+        process = _kept["meteor"] = subprocess.Popen(
+            [_executable(), "-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"],
+            cwd=_package("pycocoevalcap") / "meteor",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+    return process
+
+
+def meteor(candidates: list[str], references: list[list[str]]) -> dict[str, Any]:
+    """METEOR 1.5 (``-l en -norm``): a value a clip, the corpus value from pooled counts, and each clip's 23 counts."""
 
     def clean(text: str) -> str:
         return " ".join(text.replace("|||", " ").split())
 
-    lines = [
-        f"SCORE ||| {' ||| '.join(map(clean, own))} ||| {clean(c)}"
-        for c, own in zip(candidates, references, strict=True)
-    ]
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-    )
-    try:
-        counts, errors = process.communicate("".join(f"{line}\n" for line in lines), timeout=seconds)
-        statistics = counts.splitlines()
-        if len(statistics) != len(lines):
-            raise RuntimeError(f"METEOR answered {len(statistics)} of {len(lines)} clips: {errors.strip()[-300:]}")
-        final = subprocess.run(
-            command,
-            cwd=folder,
-            input="EVAL ||| " + " ||| ".join(statistics) + "\n",
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=seconds,
-        ).stdout.split()
-    finally:
-        process.kill()
-    values = [float(v) for v in final]
-    if len(values) != len(lines) + 1:
-        raise RuntimeError(f"METEOR gave {len(values)} values for {len(lines)} clips and the corpus")
+    process = _meteor()
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin and stdout
+    pairs = zip(candidates, references, strict=True)
+    lines = [f"SCORE ||| {' ||| '.join(map(clean, own))} ||| {clean(c)}\n" for c, own in pairs]
+
+    def ask(sent: list[str], answers: int) -> list[str]:
+        def send() -> None:  # in a thread: the program answers while it reads, and pipes are short
+            stdin.writelines(sent)
+            stdin.flush()
+
+        sender = threading.Thread(target=send, daemon=True)
+        sender.start()
+        received = [stdout.readline() for _ in range(answers)]
+        sender.join()
+        if not all(received):
+            raise RuntimeError(f"METEOR ended with {process.wait()} after {sum(map(bool, received))} answers")
+        return [line.strip() for line in received]
+
+    statistics = ask(lines, len(lines))
+    values = [float(v) for v in ask(["EVAL ||| " + " ||| ".join(statistics) + "\n"], len(lines) + 1)]
     return {"values": values[:-1], "corpus": values[-1], "counts": [[float(x) for x in s.split()] for s in statistics]}
 
 

@@ -140,7 +140,9 @@ def _wanted(info: DatasetInfo, values: dict[str, Any]) -> tuple[Archive, ...]:
     from evalkit.datasets.download import archive_name
 
     texts = {t for v in values.values() if isinstance(v, str) for t in (v, f"{info.name}_{v}")}
-    return tuple(a for a in info.archives if archive_name(a) in texts) or info.archives[:1]
+    ends = tuple(f"_{t}" for t in texts)
+    named = [a for a in info.archives if archive_name(a) in texts or archive_name(a).endswith(ends)]
+    return tuple(named) or info.archives[:1]
 
 
 def _data_root(given: str | os.PathLike[str] | None) -> Path | None:

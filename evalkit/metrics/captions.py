@@ -38,6 +38,8 @@ VOCABULARY = (
 
 Words = Sequence[str]
 
+LOSES_WORDS = "a resample repeats clips and loses the words of others"
+
 
 # -- n-grams of many captions at once ---------------------------------------------------------------------------------
 
@@ -461,12 +463,13 @@ def _share_distinct(statistics: list[Mapping[str, Any]], weights: Any) -> Any:
     direction="none",
     group="vocabulary",
     range=(0, math.inf),
+    no_interval=LOSES_WORDS,
     extra_identity=_tokeniser,
 )
 def vocabulary(candidates: list[str]) -> list[dict[str, np.ndarray]]:
     """Distinct words in all candidates together. It grows with the number of clips.
 
-    Bootstrap replicates see fewer distinct clips, so a percentile interval lies below the value it is for.
+    No interval: a resample of the clips repeats some and loses others' words.
     """
     ids: dict[str, int] = {}
     return [
@@ -482,13 +485,14 @@ def vocabulary(candidates: list[str]) -> list[dict[str, np.ndarray]]:
     direction="none",
     group="vocabulary",
     range=(0, 1),
+    no_interval=LOSES_WORDS,
     extra_identity=_tokeniser,
 )
 def vocabulary_share(candidates: list[str], references: list[list[str]]) -> list[dict[str, np.ndarray]]:
     """Share of the references' distinct words that the candidates use, all clips together.
 
     The references of all clips with a candidate; several a clip have more words than one candidate can use, so that a
-    human caption does not reach 1 either. Bootstrap replicates keep the references' words and are lower.
+    human caption does not reach 1 either.
 
     Raises:
         NotApplicable: the references have no word.
@@ -514,12 +518,13 @@ def vocabulary_share(candidates: list[str], references: list[list[str]]) -> list
     direction="none",
     group="vocabulary",
     range=(0, 1),
+    no_interval=LOSES_WORDS,
     extra_identity=_tokeniser,
 )
 def distinct_captions(candidates: list[str]) -> list[dict[str, np.ndarray]]:
     """Different captions over clips: 1 if none is said twice, 1 / clips if the same is said of every clip.
 
-    Captions are the same if their words are. Bootstrap replicates repeat clips, so a percentile interval lies below.
+    Captions are the same if their words are. No interval: a resample repeats clips.
     """
     ids: dict[tuple[str, ...], int] = {}
     return [{"caption": np.array([ids.setdefault(tuple(w), len(ids))], np.int64)} for w in _words(candidates)]

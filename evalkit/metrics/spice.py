@@ -8,6 +8,7 @@ that takes too long, or brings the JVM down, costs itself.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -143,16 +144,16 @@ def spice_scores(
     faults: dict[int, Exception] = {i: NotApplicable("the clip has no reference") for i in left if not given[i]}
     left = [i for i in left if i not in faults]
     if left:
-        with _Workers(workers or min(WORKERS, os.cpu_count() or 1)) as pool:
-            parsed = parse(dict.fromkeys(t for i in left for t in (own[i], *given[i])), pool, store, seconds)
-            able = []
-            for i in left:
-                fault = next((x for t in (own[i], *given[i]) if isinstance(x := parsed[t], Exception)), None)
-                if fault is None:
-                    able.append(i)
-                else:
-                    faults[i] = fault
-            fresh = _score(able, own, given, parsed, pool, seconds)
+        pool = _pool(workers or min(WORKERS, os.cpu_count() or 1))
+        parsed = parse(dict.fromkeys(t for i in left for t in (own[i], *given[i])), pool, store, seconds)
+        able = []
+        for i in left:
+            fault = next((x for t in (own[i], *given[i]) if isinstance(x := parsed[t], Exception)), None)
+            if fault is None:
+                able.append(i)
+            else:
+                faults[i] = fault
+        fresh = _score(able, own, given, parsed, pool, seconds)
         scores = {keys[i]: v for i, v in fresh.items() if not isinstance(v, Exception)}
         store.put("score", scores)
         known |= scores
@@ -212,11 +213,16 @@ def _score(
     return out
 
 
+@functools.cache
+def _pool(count: int) -> _Workers:
+    """Kept for the process, as are its JVMs: they end with it."""
+    return _Workers(count)
+
+
 class _Workers:
     """Several JVMs. A request that fails is tried again in halves, until the caption that is to blame is alone."""
 
     def __init__(self, count: int) -> None:
-        self.jars = jars()
         self.count = count
         self.idle: SimpleQueue[Backend] = SimpleQueue()
         self.all = [Backend("spice", start_timeout=START_SECONDS) for _ in range(count)]
@@ -239,7 +245,7 @@ class _Workers:
     def request(self, method: str, seconds: float, **params: Any) -> Any:
         worker = self.idle.get()
         try:
-            worker.request("start", timeout=START_SECONDS, jars=self.jars, heap_mb=HEAP_MB)
+            worker.request("start", timeout=START_SECONDS, jars=jars(), heap_mb=HEAP_MB)
             return worker.request(method, timeout=seconds, **params)
         finally:
             self.idle.put(worker)
@@ -262,6 +268,12 @@ class _Workers:
 # -- METEOR -----------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def _meteor_worker() -> Backend:
+    """One a process: the program takes seconds to load, and every round of every system asks it."""
+    return Backend("spice", start_timeout=START_SECONDS)
+
+
 def meteor_counts(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[dict[str, Any] | Exception]:
     """METEOR 1.5 of each clip (``value``) and the 23 counts (``counts``) that it is made of, for its best reference.
 
@@ -275,10 +287,9 @@ def meteor_counts(candidates: Sequence[str], references: Sequence[Sequence[str]]
     known: dict[str, Any] = store.get("meteor", dict.fromkeys(keys))
     left = [i for i, key in enumerate(keys) if key not in known and given[i]]
     if left:
-        with Backend("spice", start_timeout=START_SECONDS) as worker:
-            made = worker.request(
-                "meteor", timeout=1200.0, candidates=[own[i] for i in left], references=[given[i] for i in left]
-            )
+        made = _meteor_worker().request(
+            "meteor", timeout=1200.0, candidates=[own[i] for i in left], references=[given[i] for i in left]
+        )
         fresh = {
             keys[i]: {"value": v, "counts": c} for i, v, c in zip(left, made["values"], made["counts"], strict=True)
         }

@@ -256,9 +256,10 @@ def _references(item: Item) -> list[str]:
 def _names(item: Item) -> list[str]:
     """What a row may call this clip."""
     names = [item.id, item.id.rpartition("/")[2]]
-    for key in ("file_name", "audiocap_id", "youtube_id"):
+    for key in ("file_name", "youtube_id"):
         if item.labels.get(key) is not None:
-            names.append(str(item.labels[key]))
+            names += [str(item.labels[key]), str(item.labels[key]).rpartition(".")[0] or str(item.labels[key])]
+    names += map(str, item.labels.get("audiocap_ids", ()))
     if item.path is not None:
         names.append(item.path.name)
     return list(dict.fromkeys(names))
