@@ -6,9 +6,12 @@ in the hub's own cache. Nothing is downloaded here.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from evalkit.errors import EvalkitError, NotApplicable
 
@@ -66,6 +69,29 @@ def hub_folder(hub_id: str, *, revision: str | None = None) -> Path:
         f"weights of {hub_id} absent: `hf download {hub_id}{at}` fetches them, or put the model's files into "
         f"{base / hub_id if base else '$' + ROOT_VARIABLE + '/' + hub_id}"
     )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars, and with the import hook that its import needs where torchaudio is."""
+    from evalkit.torchaudio_shim import install
+
+    install()
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def from_folder(model: Any, folder: str | os.PathLike[str], **keywords: Any) -> Any:
+    """``model.from_pretrained`` of a local folder; nothing is fetched or printed."""
+    with quiet():
+        return model.from_pretrained(str(folder), local_files_only=True, **keywords)
 
 
 def hub_cache() -> Path:

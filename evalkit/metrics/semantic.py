@@ -17,7 +17,7 @@ import numpy as np
 
 from evalkit.errors import EvalkitError, NotApplicable
 from evalkit.registry import metric
-from evalkit.weights import find_weights, hub_folder
+from evalkit.weights import find_weights, from_folder, hub_folder, quiet
 
 FENSE_ENCODER = "paraphrase-TinyBERT-L6-v2"
 """The sentence encoder that FENSE names (sentence-transformers)."""
@@ -149,7 +149,8 @@ class SentenceTransformerEncoder:
             raise NotApplicable(
                 f"sentence-transformers is not installed ({error}): pip install 'evalkit-audio[captions]'"
             ) from error
-        self._model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        with quiet():
+            self._model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
         self._known: dict[str, np.ndarray] = {}
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
@@ -184,8 +185,8 @@ class FluencyDetector:
         if lacking:
             raise EvalkitError(f"{checkpoint}: not a fluency detector (no {', '.join(sorted(lacking))})")
         folder = Path(encoder) if encoder is not None else hub_folder(str(kept["model_type"]))
-        self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        self._bert = AutoModel.from_config(AutoConfig.from_pretrained(str(folder), local_files_only=True))
+        self._tokenizer = from_folder(AutoTokenizer, folder)
+        self._bert = AutoModel.from_config(from_folder(AutoConfig, folder))
         state = {k: v for k, v in kept["state_dict"].items() if not k.endswith("position_ids")}
         self._head = torch.nn.Linear(self._bert.config.hidden_size, int(kept["num_classes"]))
         try:
@@ -256,9 +257,9 @@ def _token_model(hub_id: str) -> Callable[[str], np.ndarray]:
         from transformers import AutoModel, AutoTokenizer
     except ImportError as error:
         raise NotApplicable(f"{error}: pip install 'evalkit-audio[captions]'") from error
-    folder = str(hub_folder(hub_id))
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+    folder = hub_folder(hub_id)
+    tokenizer = from_folder(AutoTokenizer, folder)
+    model = from_folder(AutoModel, folder, use_safetensors=True).eval()
 
     def embed(text: str) -> np.ndarray:
         with torch.inference_mode():

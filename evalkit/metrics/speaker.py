@@ -29,9 +29,8 @@ class WavLMSpeaker:
     """
 
     def __init__(self, hub_id: str) -> None:
-        from evalkit.recognisers.whisper import from_folder
         from evalkit.torchaudio_shim import install
-        from evalkit.weights import hub_folder
+        from evalkit.weights import from_folder, hub_folder
 
         folder = hub_folder(hub_id)
         install()  # transformers imports torchaudio where it finds it

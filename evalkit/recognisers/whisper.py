@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 
 from evalkit.errors import NotApplicable
@@ -15,19 +12,6 @@ MAX_SECONDS = 30
 
 MAX_TOKENS = 440
 """Whisper's decoder has 448 positions; the first few hold its prompt."""
-
-
-def from_folder(model: Any, folder: Path, **keywords: Any) -> Any:
-    """``model.from_pretrained`` of a local folder, without transformers' progress bar."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        return model.from_pretrained(folder, local_files_only=True, **keywords)
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 class Whisper:
@@ -42,7 +26,7 @@ class Whisper:
 
     def __init__(self, hub_id: str) -> None:
         from evalkit.torchaudio_shim import install
-        from evalkit.weights import hub_folder
+        from evalkit.weights import from_folder, hub_folder
 
         folder = hub_folder(hub_id)
         install()  # transformers imports torchaudio where it finds it
