@@ -399,6 +399,39 @@ def explain(name: str, task: str | None) -> None:
 
 
 @cli.command()
+@click.argument("file", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--metric",
+    "metrics",
+    type=_Lists(),
+    multiple=True,
+    help="Per-clip metrics of captions (default: those of the captioning tasks).",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the bootstrap.")
+def agreement(file: Path, metrics: Any, seed: int) -> None:
+    """How often caption measures prefer what people preferred.
+
+    FILE is audiocaps_eval.json or clotho_eval.json of FENSE's benchmark.
+    """
+    from evalkit.agreement import agreement as measure
+    from evalkit.terminal import show_columns
+    from evalkit.text import with_interval
+
+    if not metrics:
+        from evalkit import registry
+
+        own = registry.get("tasks", "clotho-captioning").metrics
+        infos = [registry.get("metrics", m) for m in own]
+        metrics = [[i.name for i in infos if i.of_text and i.level == "sample" and i.direction != "none"]]
+    rows = []
+    for row in measure(file, _joined(metrics), seed=seed):
+        found = row.interval
+        value = with_interval(found.estimate, found.low, found.high) if found and found.estimate is not None else "n/a"
+        rows.append((row.metric, row.kind, str(row.pairs), value, row.reason))
+    show_columns("", ("metric", "pairs", "n", "agreement", ""), rows)
+
+
+@cli.command()
 def doctor() -> None:
     """Test what this installation can really do; exit code 1 when something essential is broken."""
     from evalkit.doctor import examine

@@ -123,8 +123,9 @@ def _about(table: Table) -> list[str]:
 
 def _legend(table: Table, ranks: bool = True) -> list[str]:
     text = f"Cells: mean [{LEVEL:.0%} interval, bootstrap over clusters]; "
-    if ranks:
+    if ranks and table.task["identity"]["task"]["capability"] == "reconstruct":
         text = "kbps: codes and side information, as emitted; the container is under Rate. " + text
+    if ranks:
         text += (
             "#rank with ties, and tie group (systems that share a letter do not differ significantly; paired "
             "cluster sign-flip tests, Holm over all pairs of the column); "
@@ -151,6 +152,7 @@ def _grid(
     published: Sequence[Mapping[str, Any]] = (),
 ) -> list[str]:
     extra = list(dict.fromkeys(p["metric"] for p in published))
+    rate = rate and table.task["identity"]["task"]["capability"] == "reconstruct"  # a caption has no bit rate
     head = ["system"] + (["kbps"] if rate else [])
     head += [_heading(c) for c in columns]
     head += [f"*published:* {escape_markdown(m)}" for m in extra]

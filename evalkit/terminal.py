@@ -39,7 +39,9 @@ def show_table(table: Table, out: Any = None) -> None:
         title=Text(f"{table.task['name']}: {clips_text(table.task)}"), title_justify="left", show_lines=True
     )
     shown.add_column("system", overflow="fold")
-    shown.add_column("kbps", justify="right")
+    rated = table.task["identity"]["task"]["capability"] == "reconstruct"  # a caption has no bit rate
+    if rated:
+        shown.add_column("kbps", justify="right")
     for column in table.headline:
         unit = f"\n{column.unit}" if column.unit not in ("", "1") else ""
         shown.add_column(Text(f"{column.name} {ARROWS[column.direction]}{unit}"), justify="right", overflow="fold")
@@ -51,7 +53,7 @@ def show_table(table: Table, out: Any = None) -> None:
         if len(row.seeds) > 1:
             label.append(f"\n{len(row.seeds)} noise seeds", style="dim")
         rate = rate_text(row).replace(" *declared*", "\ndeclared")
-        shown.add_row(label, rate, *(_cell(row.cells[c.name]) for c in table.headline))
+        shown.add_row(label, *([rate] if rated else []), *(_cell(row.cells[c.name]) for c in table.headline))
     out.print(shown)
     notes = sorted({c.note for r in table.rows for h in table.headline if (c := r.cells[h.name]).note})
     notes += sorted({f"{c.name}: {n}" for c in table.headline for n in c.notes})

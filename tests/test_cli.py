@@ -250,6 +250,7 @@ def test_help_and_version(main: Any) -> None:
     code, out, _ = main("-h")
     assert code == 0
     assert set(re.findall(r"^  (\w+)  ", out, re.MULTILINE)) == {
+        "agreement",
         "backend",
         "cache",
         "check",
@@ -267,7 +268,7 @@ def test_help_and_version(main: Any) -> None:
     }
     for command in (
         *("run", "score", "leaderboard", "list", "explain", "doctor", "download", "check", "cache", "train"),
-        *("encode", "decode", "selftest", "backend"),
+        *("encode", "decode", "selftest", "backend", "agreement"),
     ):
         code, out, _ = main(command, "--help")
         assert code == 0 and out.startswith("Usage: ")
