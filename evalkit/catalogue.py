@@ -96,6 +96,32 @@ def _usage(info: Any) -> str:
     return f"{info.name}[:{first.name.upper()}]"
 
 
+def matrix_markdown() -> str:
+    """The applicability matrix of the built-in metrics as a markdown table; metrics that agree in everything share a
+    row."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for name, *columns in matrix():
+        if registry.origin("metrics", name).partition(".")[0] in ("evalkit", "tokenizer"):
+            rows.setdefault((registry.get("metrics", name).group, *columns), []).append(name)
+    head = ["group", "metrics", *MATRIX[1:]]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for (group, *columns), names in rows.items():
+        lines.append("| " + " | ".join([group, _together(names), *columns]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _together(names: list[str]) -> str:
+    """
+    >>> _together(["fad@a", "kad@a", "fad@b", "mse"])
+    '`fad@` a, b; `kad@` a; `mse`'
+    """
+    stems: dict[str, list[str]] = {}
+    for name in names:
+        stem, at, variant = name.partition("@")
+        stems.setdefault(stem + at, []).append(variant)
+    return "; ".join(f"`{stem}`" + (f" {', '.join(v)}" if stem.endswith("@") else "") for stem, v in stems.items())
+
+
 def explain_metric(name: str, task: str | None = None) -> str:
     """A metric's declaration and docstring; with a task (or data set), whether it applies there.
 

@@ -56,6 +56,7 @@ BUILTIN: dict[Kind, tuple[str, ...]] = {
         "evalkit.metrics.spice",
         "evalkit.metrics.aac_metrics",
         "evalkit.metrics.semantic",
+        "evalkit.metrics.clap_score",
         "evalkit.metrics.caption_labels",
         "evalkit.metrics.rate",
         "evalkit.metrics.cost",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from evalkit import Prepare, Task, task
 from evalkit.metrics.caption_labels import CAPTION_LABELS
 from evalkit.metrics.captions import CAPTIONS, VOCABULARY
+from evalkit.metrics.clap_score import CLAP_SCORE
 from evalkit.metrics.semantic import FENSE_ENCODER, SEMANTIC
 from evalkit.metrics.spice import CAPTION_PROGRAMS
 
-METRICS = (*CAPTIONS, *CAPTION_PROGRAMS, *SEMANTIC, *VOCABULARY)
+METRICS = (*CAPTIONS, *CAPTION_PROGRAMS, *SEMANTIC, CLAP_SCORE, *VOCABULARY)
 HEADLINE = ("cider_d", "spice", "spider", f"fense@{FENSE_ENCODER}", "sbert_sim@all-MiniLM-L6-v2", "rouge_l", "bleu_4")
 
 

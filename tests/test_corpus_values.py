@@ -259,3 +259,11 @@ def test_identity_of_a_metric_holds_what_it_lets_through() -> None:
     info = load_metric("mse")
     for change in ({"min_sample_rate": 16_000}, {"extra_identity": lambda: "other"}, {"weights": ("x",)}):
         assert metric_id(dataclasses.replace(info, **change)) != metric_id(info)  # type: ignore[arg-type]
+
+
+def test_the_page_of_measures_has_the_matrix_of_now() -> None:
+    from evalkit.catalogue import matrix_markdown
+
+    page = Path(__file__).resolve().parent.parent / "docs" / "measures.md"
+    shown = page.read_text(encoding="utf-8").partition("<!-- matrix -->\n\n")[2]
+    assert shown == matrix_markdown(), "docs/measures.md: put evalkit.catalogue.matrix_markdown() after its mark"
