@@ -100,7 +100,7 @@ def matrix_markdown() -> str:
     """The applicability matrix of the built-in metrics as a markdown table; metrics that agree in everything share a
     row."""
     rows: dict[tuple[str, ...], list[str]] = {}
-    for name, *columns in matrix():
+    for name, *columns in sorted(matrix(), key=lambda row: (registry.get("metrics", row[0]).group, row[0])):
         if registry.origin("metrics", name).partition(".")[0] in ("evalkit", "tokenizer"):
             rows.setdefault((registry.get("metrics", name).group, *columns), []).append(name)
     head = ["group", "metrics", *MATRIX[1:]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ class Circular(Half):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One folder for all tests: a file that registers metrics can be loaded from one place only."""
     tmp_path = tmp_path_factory.mktemp("corpus")
     (tmp_path / "mine.py").write_text(MINE)
@@ -81,7 +82,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     for i, name in enumerate("abcd"):
         write_clip(Clip(rng.normal(0, 0.1 * (i + 1), (1, 8000)), 8000), tmp_path / "clips" / f"{name}.wav")
-    return tmp_path
+    yield tmp_path
+    for one in registry._registries.values():  # what these files registered is forgotten
+        for name in [n for n, origin in one.origin.items() if origin.startswith("evalkit_user_")]:
+            del one.entries[name], one.origin[name]
+    registry._user_files.clear()
+    load_metric.cache_clear()
 
 
 @pytest.fixture
