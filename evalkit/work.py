@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import os
 import traceback
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -487,7 +488,8 @@ def _reference(item: Item, prepare: Prepare) -> Clip:
     """The prepared clip; the last few are kept, with what metrics memoised on them."""
     if item.error:
         raise AudioError(item.error)
-    key = (item.id, str(item.path), item.make_key, item.start, item.seconds, prepare)
+    path = os.path.abspath(item.path) if item.path is not None else ""  # the working folder may change meanwhile
+    key = (item.id, path, item.make_key, item.start, item.seconds, prepare)
     if key not in _references:
         if item.make is not None:
             clip = item.make()

@@ -142,14 +142,15 @@ def test_hostile_captions_have_a_value_or_a_reason(place: Path) -> None:
     assert isinstance(made[-1], dict) and made[-1]["value"] == 1.0
 
 
-def test_a_caption_that_takes_too_long_costs_itself(place: Path) -> None:
+def test_a_caption_that_takes_too_long_costs_itself(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(S, "LOAD_SECONDS", 0.0)
     endless = "a man talks while a dog barks near a river and " * 20
     assert len(endless.split()) == 220  # 500 words need more memory than a JVM is given: see the next test
     started = time.monotonic()
-    values = S.spice_scores([endless, "a dog barks"], [["a dog barks"]] * 2, workers=1, seconds=-25)
+    values = S.spice_scores([endless, "a dog barks"], [["a dog barks"]] * 2, workers=1, seconds=8)
     assert isinstance(values[0], EvalkitError) and "cannot parse a caption of 220 words" in str(values[0])
     assert "took longer than" in str(values[0])
-    assert values[1] == 1.0 and time.monotonic() - started < 60
+    assert values[1] == 1.0 and time.monotonic() - started < 90
     assert not S.Store().get("parse", [S.plain(endless)])  # the fault is not kept
 
 

@@ -37,6 +37,11 @@ CAPTION_SECONDS = 60.0
 """Time a caption may take; on one core about 0.1 s for 10 words, 17 s for 120, 50 s for 200 (the parser is cubic)."""
 
 START_SECONDS = 60.0
+"""A JVM may take to start."""
+
+LOAD_SECONDS = 30.0
+"""Added to a request for parsing: the first one loads the grammar."""
+
 LONG = 40
 """Captions of more words are parsed in a request of their own."""
 
@@ -253,7 +258,7 @@ class _Workers:
     def parse(self, texts: list[str], seconds: float) -> dict[str, Tuples | Exception]:
         try:
             # The time of a chunk: one slow caption, and a second for each of the others; plus loading the grammar.
-            made = self.request("parse", START_SECONDS / 2 + seconds + len(texts), captions=texts)
+            made = self.request("parse", LOAD_SECONDS + seconds + len(texts), captions=texts)
             return dict(zip(texts, made, strict=True))
         except NotApplicable:
             raise
