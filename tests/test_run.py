@@ -571,7 +571,16 @@ def test_an_executor_of_ones_own_gives_the_same_results(bench: Path) -> None:
     assert not engine.closed  # it is the caller's
     for a, b in zip(elsewhere.results, here.results, strict=True):
         steady = [{n: m for n, m in r["metrics"].items() if m["deterministic"]} for r in (a, b)]
-        assert steady[0] == steady[1]
+        assert steady[0].keys() == steady[1].keys()
+        for name, column in steady[0].items():
+            other = steady[1][name]
+            assert column["reasons"] == other["reasons"] and column["id"] == other["id"], name
+            # Threads of one process share a BLAS, which splits its sums by how many ask: last digits may differ.
+            one, two = (
+                [v for v in (c["values"] if c["level"] == "sample" else [c["corpus"]["value"]]) if v is not None]
+                for c in (column, other)
+            )
+            assert one == pytest.approx(two, rel=1e-5), name
 
 
 BATCHED = """
