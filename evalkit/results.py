@@ -293,14 +293,22 @@ class _Texts:
         key = digest([identifier, [p.get("rounds") for p in having], task["labels"], clusters, seed])
         if key not in self.known:
             self.known[key] = text_values(info, rounds_of(having, labels), clusters, seed)
-            try:
-                self.directory.append("texts", {"key": key, "result": self.known[key]})
-            except OSError:  # a run directory that may only be read: computed again next time
-                pass
+            if _settled(self.known[key]):
+                try:
+                    self.directory.append("texts", {"key": key, "result": self.known[key]})
+                except OSError:  # a run directory that may only be read: computed again next time
+                    pass
         found = self.known[key]
         for i, result in zip(at, found["clips"], strict=True):
             results[i] = result
         return results, found["corpus"]
+
+
+def _settled(found: Mapping[str, Any]) -> bool:
+    """Whether a metric's values are final: what failed, or had none at all for want of a program or a model, is tried
+    again when the command is issued again."""
+    statuses = [clip.get("status") for clip in found["clips"]]
+    return "failed" not in statuses and not all(s == "n/a" for s in statuses)
 
 
 def text_values(info: MetricInfo, rounds: Sequence[Round], clusters: Sequence[str], seed: int) -> dict[str, Any]:

@@ -275,3 +275,21 @@ def test_the_page_of_measures_has_the_matrix_of_now() -> None:
     page = Path(__file__).resolve().parent.parent / "docs" / "measures.md"
     shown = page.read_text(encoding="utf-8").partition("<!-- matrix -->\n\n")[2]
     assert shown == now, "docs/measures.md: put evalkit.catalogue.matrix_markdown() after its mark"
+
+
+def test_a_text_metric_without_its_program_is_tried_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installing what a caption measure lacked is enough: its n/a is not kept."""
+    from evalkit.metrics import spice
+
+    request = Request(("scenes-captioning",), ("constant:a dog barks",), limit=2)
+    for what, expected in (("raised", [None, None]), ("given", [0.25, 0.5])):
+
+        def scores(candidates: list[str], references: list[list[str]], what: str = what) -> list[float]:
+            if what == "raised":
+                raise NotApplicable("not installed")
+            return [0.25, 0.5]
+
+        monkeypatch.setattr(spice, "spice_scores", scores)
+        monkeypatch.setattr(spice, "meteor_counts", lambda c, r: [NotApplicable("no Java")] * len(c))
+        outcome = run(request, out=place / "again", jobs=0)
+        assert outcome.results[0]["metrics"]["spice"]["values"] == expected
