@@ -5,6 +5,7 @@
     RUN/run.json            request, identities, environment, status; replaced atomically
         predictions.jsonl   one line a prediction, appended and flushed as it comes
         scores.jsonl        one line a scored prediction (several lines add metrics)
+        corpus.jsonl        values of corpus metrics, texts.jsonl of caption measures; kept when tables are made
         objects/ab/...      tokens, corpus statistics, clip lists, kept audio; named by content
         scratch/            decoded audio between predict and score; safe to delete
         run.lock            held while a process works here
